@@ -1,0 +1,1 @@
+"""The client: composition root of a participant, an ordinary Flower ClientApp."""

@@ -1,0 +1,111 @@
+"""Who this client is and what it allows: from its own settings, or, in a simulation, from the partition it plays.
+
+1. A deployed client is named by ``fedsec-settings`` in its node config, a file of its own; nothing the server sends replaces it.
+2. A simulated client is one whose operator gave it ``partition-id`` and ``num-partitions``, as Flower's simulation does.
+3. A node with neither refuses to act: it does not know where its data lie or what it may spend.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsec.errors import ConfigError
+from fedsec.plan.model import Plan
+from fedsec.policy import ClientPolicy
+
+SETTINGS_KEY = "fedsec-settings"
+_KEYS = {"client_id": str, "home": str, "source": str, "batch_size": int, "policy": dict}
+_POLICY_KEYS = ("epsilon_cap", "delta", "allow_unprotected", "allow_evaluation", "min_noise_multiplier")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatedClient:
+    """A client of a simulation.
+
+    Attributes:
+        partition: from 0.
+        num_partitions: clients in the simulation.
+    """
+
+    partition: int
+    num_partitions: int
+
+    @property
+    def client_id(self) -> str:
+        """Stable name: the same partition has the same name on every engine."""
+        return f"client-{self.partition:04d}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeployedClient:
+    """A client with settings of its own.
+
+    Attributes:
+        client_id: its name.
+        home: folder of its store.
+        source: ``module:function`` that gives its records.
+        batch_size: declared expected batch size; None takes the plan's number.
+        policy: what it insists on.
+    """
+
+    client_id: str
+    home: Path
+    source: str
+    batch_size: int | None
+    policy: ClientPolicy
+
+
+def identify(node_config: Mapping[str, Any]) -> SimulatedClient | DeployedClient:
+    """Who this node is.
+
+    Raises:
+        ConfigError: the node config says neither, or its settings file is unsound.
+    """
+    if (path := node_config.get(SETTINGS_KEY)) is not None:
+        return read_settings(Path(str(path)))
+    partition, count = node_config.get("partition-id"), node_config.get("num-partitions")
+    if type(partition) is int and type(count) is int and 0 <= partition < count:
+        return SimulatedClient(partition=partition, num_partitions=count)
+    raise ConfigError(
+        "this node knows neither settings nor a partition",
+        field="node-config",
+        mend=f'start the SuperNode with --node-config \'{SETTINGS_KEY}="/path/settings.toml"\'',
+    )
+
+
+def read_settings(path: Path) -> DeployedClient:
+    """Read a deployed client's settings file.
+
+    Raises:
+        ConfigError: unreadable, or a missing, unknown or ill-typed key.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot be read: {error}", file=str(path), mend="mend the client's settings file") from None
+    for key, value in raw.items():
+        if key not in _KEYS or type(value) is not _KEYS[key]:
+            raise ConfigError(f"unknown or ill-typed key {key[:60]!r}", file=str(path), mend=f"known: {', '.join(_KEYS)}")
+    if missing := [key for key in ("client_id", "home", "source", "policy") if key not in raw]:
+        raise ConfigError(f"missing: {', '.join(missing)}", file=str(path))
+    policy = raw["policy"]
+    if unknown := sorted(set(policy) - set(_POLICY_KEYS)):
+        raise ConfigError(f"unknown key {unknown[0][:60]!r} in [policy]", file=str(path), mend=f"known: {', '.join(_POLICY_KEYS)}")
+    try:
+        limits = ClientPolicy(**policy)
+    except TypeError as error:
+        raise ConfigError(f"[policy] is incomplete or ill-typed: {error}", file=str(path)) from None
+    if raw.get("batch_size", 1) < 1 or not raw["client_id"].isprintable() or not 0 < len(raw["client_id"]) <= 128:
+        raise ConfigError("batch_size must be at least 1, client_id 1..128 printable characters", file=str(path))
+    return DeployedClient(
+        client_id=raw["client_id"], home=Path(raw["home"]), source=raw["source"], batch_size=raw.get("batch_size"), policy=limits
+    )
+
+
+def policy_of(client: SimulatedClient | DeployedClient, plan: Plan) -> ClientPolicy:
+    """The client's own policy; a simulated client's is its plan's."""
+    return client.policy if isinstance(client, DeployedClient) else ClientPolicy.of_plan(plan)

@@ -1,0 +1,78 @@
+"""What a client insists on, whatever the server asks: its own cap, its own least protection, its own idea of what may leave.
+
+1. The policy is the client's; a plan that asks for less protection is refused before any record is read.
+2. A simulated client has no will of its own: its policy is what its plan says.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+from fedsec.errors import ConfigError
+from fedsec.plan.model import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientPolicy:
+    """One client's own limits.
+
+    Attributes:
+        epsilon_cap: most that may be spent on its records over all runs, by PRV; infinite only where unprotected training is allowed.
+        delta: the delta that the cap is stated at; a plan with a larger one is refused.
+        allow_unprotected: whether it trains without differential privacy at all.
+        allow_evaluation: whether its own test result may leave in clear.
+        min_noise_multiplier: least sigma over clip norm of one step; 0 leaves it to the cap.
+    """
+
+    epsilon_cap: float
+    delta: float
+    allow_unprotected: bool = False
+    allow_evaluation: bool = False
+    min_noise_multiplier: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.epsilon_cap > 0 or not 0 < self.delta < 1 or not 0 <= self.min_noise_multiplier < math.inf:
+            raise ConfigError("epsilon_cap must be > 0, delta in (0, 1), min_noise_multiplier >= 0", field="policy")
+        if math.isinf(self.epsilon_cap) and not self.allow_unprotected:
+            raise ConfigError(
+                "an infinite cap protects nothing", field="policy.epsilon_cap", mend="give a number, or set allow_unprotected = true openly"
+            )
+
+    @classmethod
+    def of_plan(cls, plan: Plan) -> Self:
+        """The policy of a simulated client."""
+        return cls(epsilon_cap=plan.epsilon_cap, delta=plan.privacy.delta, allow_unprotected=not plan.is_private, allow_evaluation=True)
+
+    def check_training(self, plan: Plan, noise_multiplier: float) -> None:
+        """Refuse a plan that protects less than this client insists on.
+
+        Raises:
+            ConfigError: names the limit that the plan breaks.
+        """
+        if not plan.is_private:
+            if not self.allow_unprotected:
+                raise ConfigError("this client does not train without differential privacy", field="privacy.unit", mend='use unit = "example"')
+            return
+        if not (math.isfinite(noise_multiplier) and noise_multiplier > 0):
+            raise ConfigError(f"noise multiplier {noise_multiplier!r} is no protection", field="noise_multiplier")
+        if noise_multiplier < self.min_noise_multiplier:
+            raise ConfigError(
+                f"noise multiplier {noise_multiplier:g} is under this client's least of {self.min_noise_multiplier:g}", field="noise_multiplier"
+            )
+        if plan.privacy.delta > self.delta:
+            raise ConfigError(f"delta {plan.privacy.delta:g} is over this client's {self.delta:g}", field="privacy.delta")
+
+    def check_evaluation(self) -> None:
+        """Refuse to send a test result in clear unless this client allows it.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        if not self.allow_evaluation:
+            raise ConfigError(
+                "this client does not send test results: they are a release in clear",
+                field="federation.evaluate_clients",
+                mend="evaluate at the server, or set allow_evaluation = true in the client's own settings",
+            )

@@ -1,0 +1,1 @@
+"""Validation of updates and the rules that aggregate them."""
