@@ -19,7 +19,7 @@ from fedsec.policy import ClientPolicy
 
 SETTINGS_KEY = "fedsec-settings"
 _KEYS = {"client_id": str, "home": str, "source": str, "batch_size": int, "policy": dict}
-_POLICY_KEYS = ("epsilon_cap", "delta", "allow_unprotected", "allow_evaluation", "min_noise_multiplier")
+_POLICY_KEYS = ("epsilon_cap", "delta", "allow_unprotected", "allow_evaluation", "min_noise_multiplier", "model_factories")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def identify(node_config: Mapping[str, Any]) -> SimulatedClient | DeployedClient
     raise ConfigError(
         "this node knows neither settings nor a partition",
         field="node-config",
-        mend=f'start the SuperNode with --node-config \'{SETTINGS_KEY}="/path/settings.toml"\'',
+        mend=f"start the SuperNode with --node-config '{SETTINGS_KEY}=\"/path/settings.toml\"'",
     )
 
 
@@ -95,8 +95,11 @@ def read_settings(path: Path) -> DeployedClient:
     policy = raw["policy"]
     if unknown := sorted(set(policy) - set(_POLICY_KEYS)):
         raise ConfigError(f"unknown key {unknown[0][:60]!r} in [policy]", file=str(path), mend=f"known: {', '.join(_POLICY_KEYS)}")
+    factories = policy.get("model_factories", [])
+    if not isinstance(factories, list) or not all(isinstance(item, str) for item in factories):
+        raise ConfigError("model_factories is a list of module:function", file=str(path))
     try:
-        limits = ClientPolicy(**policy)
+        limits = ClientPolicy(**{**policy, "model_factories": tuple(factories)})
     except TypeError as error:
         raise ConfigError(f"[policy] is incomplete or ill-typed: {error}", file=str(path)) from None
     if raw.get("batch_size", 1) < 1 or not raw["client_id"].isprintable() or not 0 < len(raw["client_id"]) <= 128:

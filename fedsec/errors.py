@@ -138,7 +138,7 @@ class PeerError(ProtocolError):
         super().__init__(f"{client_id} in {phase}: {reason}")
 
 
-class RoundAborted(ProtocolError):
+class RoundAborted(ProtocolError):  # noqa: N818 - the design's name for it
     """The round ends without a result: nothing of it is released or used."""
 
     code = "round-aborted"
@@ -148,7 +148,7 @@ class RoundAborted(ProtocolError):
         super().__init__(reason)
 
 
-class PrivacyBudgetExceeded(FedsecError):
+class PrivacyBudgetExceeded(FedsecError):  # noqa: N818 - the design's name for it
     """The planned spend would pass the cap; nothing was released.
 
     Args:

@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Self
 
+from fedsec.codec import digest_json
 from fedsec.errors import ConfigError
 from fedsec.plan.model import Plan
 
@@ -24,6 +25,7 @@ class ClientPolicy:
         allow_unprotected: whether it trains without differential privacy at all.
         allow_evaluation: whether its own test result may leave in clear.
         min_noise_multiplier: least sigma over clip norm of one step; 0 leaves it to the cap.
+        model_factories: entry points of own models that a plan may name; a plan comes from the server, and naming code is running it.
     """
 
     epsilon_cap: float
@@ -31,6 +33,7 @@ class ClientPolicy:
     allow_unprotected: bool = False
     allow_evaluation: bool = False
     min_noise_multiplier: float = 0.0
+    model_factories: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.epsilon_cap > 0 or not 0 < self.delta < 1 or not 0 <= self.min_noise_multiplier < math.inf:
@@ -40,10 +43,20 @@ class ClientPolicy:
                 "an infinite cap protects nothing", field="policy.epsilon_cap", mend="give a number, or set allow_unprotected = true openly"
             )
 
+    def digest(self) -> str:
+        """Hex digest of the limits, for the ledger."""
+        return digest_json("fedsec/client-policy/v1", {key: str(value) for key, value in asdict(self).items()})
+
     @classmethod
     def of_plan(cls, plan: Plan) -> Self:
         """The policy of a simulated client."""
-        return cls(epsilon_cap=plan.epsilon_cap, delta=plan.privacy.delta, allow_unprotected=not plan.is_private, allow_evaluation=True)
+        return cls(
+            epsilon_cap=plan.epsilon_cap,
+            delta=plan.privacy.delta,
+            allow_unprotected=not plan.is_private,
+            allow_evaluation=True,
+            model_factories=(plan.model.factory,) if plan.model.factory is not None else (),
+        )
 
     def check_training(self, plan: Plan, noise_multiplier: float) -> None:
         """Refuse a plan that protects less than this client insists on.
@@ -51,15 +64,24 @@ class ClientPolicy:
         Raises:
             ConfigError: names the limit that the plan breaks.
         """
+        if plan.model.factory is not None and plan.model.factory not in self.model_factories:
+            raise ConfigError(
+                f"this client does not run {plan.model.factory}",
+                field="model.factory",
+                mend="its operator must list it under model_factories in the client's own settings",
+            )
         if not plan.is_private:
             if not self.allow_unprotected:
-                raise ConfigError("this client does not train without differential privacy", field="privacy.unit", mend='use unit = "example"')
+                raise ConfigError(
+                    "this client does not train without differential privacy", field="privacy.unit", mend='use unit = "example"'
+                )
             return
         if not (math.isfinite(noise_multiplier) and noise_multiplier > 0):
             raise ConfigError(f"noise multiplier {noise_multiplier!r} is no protection", field="noise_multiplier")
         if noise_multiplier < self.min_noise_multiplier:
             raise ConfigError(
-                f"noise multiplier {noise_multiplier:g} is under this client's least of {self.min_noise_multiplier:g}", field="noise_multiplier"
+                f"noise multiplier {noise_multiplier:g} is under this client's least of {self.min_noise_multiplier:g}",
+                field="noise_multiplier",
             )
         if plan.privacy.delta > self.delta:
             raise ConfigError(f"delta {plan.privacy.delta:g} is over this client's {self.delta:g}", field="privacy.delta")

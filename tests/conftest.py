@@ -26,7 +26,10 @@ def find_data_root() -> Path | None:
 
 
 NEEDS = {
-    "data": (lambda: find_data_root() is not None, "the image sets are not here; set FEDSEC_DATA_ROOT to a folder with mnist/ and fashion-mnist/"),
+    "data": (
+        lambda: find_data_root() is not None,
+        "the image sets are not here; set FEDSEC_DATA_ROOT to a folder with mnist/ and fashion-mnist/",
+    ),
     "chromium": (lambda: shutil.which("chromium") is not None, "Chromium is not installed"),
     "systemd": (lambda: shutil.which("systemd-analyze") is not None, "systemd-analyze is not installed"),
     "ray": (lambda: importlib.util.find_spec("ray") is not None, "ray is not installed; pip install 'fedsec[ray]'"),

@@ -19,7 +19,9 @@ def test_a_saved_state_loads_bit_for_bit(tmp_path):
     loaded = store(tmp_path).load()
     assert loaded.server_round == 3
     assert loaded.state == {"rows": [1, 2], "x": 0.1}
-    assert all(loaded.arrays[name].tobytes() == array.tobytes() and loaded.arrays[name].dtype == array.dtype for name, array in ARRAYS.items())
+    assert all(
+        loaded.arrays[name].tobytes() == array.tobytes() and loaded.arrays[name].dtype == array.dtype for name, array in ARRAYS.items()
+    )
 
 
 def test_nothing_saved_is_none_and_the_newest_wins(tmp_path):
@@ -57,7 +59,17 @@ def test_a_checkpoint_of_another_run_or_plan_is_refused(tmp_path, run_id, plan, 
         store(tmp_path, run_id, plan).load()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"checkpoints": [{}]}', '{"checkpoints": [{"round": "1", "file": "x"}]}', '{"checkpoints": [{"round": 1, "file": "../x"}]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"checkpoints": [{}]}',
+        '{"checkpoints": [{"round": "1", "file": "x"}]}',
+        '{"checkpoints": [{"round": 1, "file": "../x"}]}',
+    ],
+)
 def test_a_damaged_pointer_is_a_clear_error(tmp_path, text):
     store(tmp_path).save(1, ARRAYS, {})
     (tmp_path / "checkpoints" / "latest.json").write_text(text)

@@ -29,7 +29,9 @@ def notes(plan: Plan) -> tuple[str, ...]:
     """What else a careful reader must know, one sentence each."""
     lines = []
     if plan.is_private:
-        lines.append("The server sees each client's update in clear (no secure aggregation in this version); the noise above covers that view.")
+        lines.append(
+            "The server sees each client's update in clear (no secure aggregation in this version); the noise above covers that view."
+        )
         lines.append("In a simulation, noise and sampling come from the plan's seed: whoever knows the seed can remove them.")
     if plan.training.batch_size == "per-client":
         lines.append(
@@ -40,14 +42,20 @@ def notes(plan: Plan) -> tuple[str, ...]:
             "The declared batch size is the sample rate times the mean client size of the simulation; a deployment needs a number."
         )
     if plan.federation.evaluate_clients:
-        lines.append("Clients report their own test result in clear: a release outside epsilon, for simulations or by each client's consent.")
+        lines.append(
+            "Clients report their own test result in clear: a release outside epsilon, for simulations or by each client's consent."
+        )
     if plan.federation.fraction < 1:
         lines.append("The server's choice of clients is not counted as amplification: the server knows whom it asks.")
     if plan.model.personal:
-        fitted = "fitted locally after the last release" if plan.model.personal_fit == "after-release" else "trained inside the noised gradient"
+        fitted = (
+            "fitted locally after the last release" if plan.model.personal_fit == "after-release" else "trained inside the noised gradient"
+        )
         lines.append(f"Personal parameters ({', '.join(plan.model.personal)}) never leave the client; they are {fitted}.")
     if plan.training.tail_average > 1:
-        lines.append(f"The released model is the mean of the last {plan.training.tail_average} rounds' models: post-processing, no extra epsilon.")
+        lines.append(
+            f"The released model is the mean of the last {plan.training.tail_average} rounds' models: post-processing, no extra epsilon."
+        )
     return tuple(lines)
 
 

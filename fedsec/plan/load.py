@@ -44,7 +44,9 @@ def load_plan(path: Path | None = None, *, overrides: Iterable[str] = ()) -> Pla
     except OSError as error:
         raise ConfigError(f"cannot read the plan: {error.strerror or error}", file=str(path), mend="check the path") from error
     if len(data) > MAX_PLAN_BYTES:
-        raise ConfigError(f"a plan of {len(data)} bytes is over the limit of {MAX_PLAN_BYTES}", file=str(path), mend="is this the right file?")
+        raise ConfigError(
+            f"a plan of {len(data)} bytes is over the limit of {MAX_PLAN_BYTES}", file=str(path), mend="is this the right file?"
+        )
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
@@ -94,11 +96,15 @@ def _check_names(raw: Mapping[str, Any], file: str | None) -> None:
         if section not in _SECTIONS:
             raise ConfigError(f"unknown section [{section[:60]}]", file=file, mend=_nearest(section, [*_SECTIONS, "name"]))
         if not isinstance(content, Mapping):
-            raise ConfigError(f"[{section}] must be a table of keys", file=file, field=section, mend=f"write [{section}] on a line of its own")
+            raise ConfigError(
+                f"[{section}] must be a table of keys", file=file, field=section, mend=f"write [{section}] on a line of its own"
+            )
         keys = list(Plan.model_fields[section].annotation.model_fields)  # type: ignore[union-attr]
         for key in content:
             if key not in keys:
-                raise ConfigError(f'unknown key "{key[:60]}" in [{section}]', file=file, field=f"{section}.{key[:60]}", mend=_nearest(key, keys))
+                raise ConfigError(
+                    f'unknown key "{key[:60]}" in [{section}]', file=file, field=f"{section}.{key[:60]}", mend=_nearest(key, keys)
+                )
 
 
 def _nearest(word: str, known: list[str]) -> str:

@@ -116,9 +116,7 @@ def _data_rules(plan: Plan) -> None:
     if data.name != "flower" and data.hub is not None:
         raise ConfigError(f'hub is for name = "flower", not "{data.name}"', field="data.hub", mend="remove it")
     if data.partition == "natural" and data.name not in ("heart-disease", "custom", "flower"):
-        raise ConfigError(
-            f"{data.name} has no natural owners", field="data.partition", mend='use "iid", "dirichlet" or "shards"'
-        )
+        raise ConfigError(f"{data.name} has no natural owners", field="data.partition", mend='use "iid", "dirichlet" or "shards"')
     if data.name == "heart-disease" and data.partition == "natural" and plan.federation.num_clients != 4:
         raise ConfigError("heart-disease has four hospitals", field="federation.num_clients", mend="set it to 4")
     if data.transform == "scattering" and data.name not in ("mnist", "fashion-mnist", "custom"):
@@ -134,7 +132,9 @@ def _model_rules(plan: Plan) -> None:
     if len(set(model.personal)) != len(model.personal):
         raise ConfigError("a name appears twice", field="model.personal", mend="name each parameter once")
     if model.name == "cnn" and (plan.data.transform != "none" or plan.data.name not in ("mnist", "fashion-mnist", "custom", "flower")):
-        raise ConfigError("the CNN needs 28x28 images", field="model.name", mend='use "logistic" or "mlp", or image data without a transform')
+        raise ConfigError(
+            "the CNN needs 28x28 images", field="model.name", mend='use "logistic" or "mlp", or image data without a transform'
+        )
 
 
 def _privacy_rules(plan: Plan) -> None:

@@ -41,7 +41,9 @@ class FederationSection(Section):
     fraction: UnitInterval = Field(1.0, description="share of the clients asked in each round; never counted as amplification")
     min_clients: PositiveInt = Field(2, description="fewest valid updates a round needs; below it the model stays as it was")
     round_timeout_s: PositiveFinite = Field(600.0, description="seconds after which a round goes on without the missing clients")
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = Field(1, description="seed of partition, initial weights and, in simulation, all noise")
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = Field(
+        1, description="seed of partition, initial weights and, in simulation, all noise"
+    )
     evaluate_clients: bool = Field(False, description="clients report their own accuracy in clear: a release; free only in simulation")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)] = Field(
         0.0, description="simulation only: chance that a client vanishes in a round"
@@ -104,9 +106,13 @@ class TrainingSection(Section):
         description="declared, public expected batch size: a number; 'uniform': the same for all; 'per-client': makes client sizes public",
     )
     learning_rate: PositiveFinite = Field(0.5, description="step size of the local SGD")
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)] = Field(0.0, description="momentum within a round, reset each round")
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)] = Field(
+        0.0, description="momentum within a round, reset each round"
+    )
     server_learning_rate: PositiveFinite = Field(1.0, description="factor on the mean update")
-    server_momentum: Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)] = Field(0.0, description="momentum over rounds, at the server")
+    server_momentum: Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)] = Field(
+        0.0, description="momentum over rounds, at the server"
+    )
     tail_average: Annotated[int, Field(ge=0, le=100_000)] = Field(
         0, description="release the mean of the models of the last so many rounds; 0 or 1: the last one"
     )
@@ -121,7 +127,9 @@ class PrivacySection(Section):
     """What is protected, and how much it may leak."""
 
     unit: Literal["example", "none"] = Field("example", description="example: each record of each client; none: no differential privacy")
-    epsilon: Annotated[float, Field(gt=0.0, allow_inf_nan=True)] = Field(8.0, description="epsilon for the whole run; inf with unit = 'none'")
+    epsilon: Annotated[float, Field(gt=0.0, allow_inf_nan=True)] = Field(
+        8.0, description="epsilon for the whole run; inf with unit = 'none'"
+    )
     delta: Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False)] = Field(1e-3, description="delta of the guarantee")
     clip_norm: PositiveFinite = Field(1.0, description="L2 bound on one record's gradient")
     neighboring_relation: Literal["add-remove"] = Field("add-remove", description="neighbours differ in one record's presence")

@@ -31,7 +31,14 @@ def test_a_partition_makes_a_simulated_client_with_a_stable_name():
 
 
 @pytest.mark.parametrize(
-    "config", [{}, {"partition-id": 0}, {"partition-id": 5, "num-partitions": 5}, {"partition-id": -1, "num-partitions": 5}, {"partition-id": "0", "num-partitions": 5}]
+    "config",
+    [
+        {},
+        {"partition-id": 0},
+        {"partition-id": 5, "num-partitions": 5},
+        {"partition-id": -1, "num-partitions": 5},
+        {"partition-id": "0", "num-partitions": 5},
+    ],
 )
 def test_a_node_that_knows_neither_refuses(config):
     with pytest.raises(ConfigError, match="settings"):

@@ -1,0 +1,83 @@
+"""The ClientApp: composition root of a participant. The same object runs on every engine; torch is imported only where it trains.
+
+An exception's text travels to the server as the error reply. Our own errors say nothing about single records; the text of any other
+exception might (a model that fails on a record may print it), so only its type leaves, and the rest stays in this client's log.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fedsec.errors import DataError, FedsecError
+
+_logger = logging.getLogger(__name__)
+
+app = ClientApp()
+
+Handler = Callable[[Message, Context], Message]
+
+
+class ClientFailedError(FedsecError):
+    """What a server is told when a client fails for a reason that stays with the client."""
+
+    code = "client-failed"
+
+
+def _discreet(handler: Handler) -> Handler:
+    @functools.wraps(handler)
+    def guarded(message: Message, context: Context) -> Message:
+        try:
+            return handler(message, context)
+        except DataError:
+            _logger.exception("the records cannot be used")
+            if "partition-id" in context.node_config:
+                raise  # a simulation's records are whoever's runs it
+            raise ClientFailedError("this client's records cannot be used; its own log says why") from None
+        except FedsecError:
+            raise
+        except Exception as error:
+            _logger.exception("a round failed")
+            raise ClientFailedError(f"this client failed with {type(error).__name__}; its own log says where") from None
+
+    return guarded
+
+
+@app.query("describe")
+@_discreet
+def describe(message: Message, context: Context) -> Message:
+    """Say who this client is."""
+    from client.rounds import answer_describe  # noqa: PLC0415
+
+    return answer_describe(message, context.node_config)
+
+
+@app.train()
+@_discreet
+def train(message: Message, context: Context) -> Message:
+    """Train one round and answer with the update, or with the one stored for this very request."""
+    from client.rounds import answer_train  # noqa: PLC0415
+
+    return answer_train(message, context.node_config)
+
+
+@app.train("personalise")
+@_discreet
+def personalise(message: Message, context: Context) -> Message:
+    """Fit and keep the personal parameters, after the last release."""
+    from client.rounds import answer_personalise  # noqa: PLC0415
+
+    return answer_personalise(message, context.node_config)
+
+
+@app.evaluate()
+@_discreet
+def evaluate(message: Message, context: Context) -> Message:
+    """Report this client's own test result, where its policy allows it."""
+    from client.rounds import answer_evaluate  # noqa: PLC0415
+
+    return answer_evaluate(message, context.node_config)

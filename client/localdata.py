@@ -1,0 +1,96 @@
+"""The client's own records: a partition of the plan's data set in a simulation, its own source at the edge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from client.settings import DeployedClient, SimulatedClient
+from fedsec.codec import digest
+from fedsec.data.base import Dataset
+from fedsec.data.custom import load_custom
+from fedsec.data.federated import federated_data
+from fedsec.errors import ConfigError
+from fedsec.plan.model import Plan
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class LocalData:
+    """What one client holds.
+
+    Attributes:
+        x: float32 [n, *shape].
+        y: int64 [n].
+        x_test: float32 [m, *shape].
+        y_test: int64 [m].
+        num_classes: classes of the task.
+        batch_size: declared, public expected batch size.
+        fingerprint: names this data set in the ledger; a secret of the client's, since it is a hash of its records.
+    """
+
+    x: npt.NDArray[np.float32]
+    y: npt.NDArray[np.int64]
+    x_test: npt.NDArray[np.float32]
+    y_test: npt.NDArray[np.int64]
+    num_classes: int
+    batch_size: int
+    fingerprint: str
+
+
+def local_data(plan: Plan, client: SimulatedClient | DeployedClient) -> LocalData:
+    """This client's records under this plan.
+
+    Raises:
+        DataError: no records, or damaged ones.
+        ConfigError: no declared batch size, or a source that cannot be loaded.
+    """
+    if isinstance(client, DeployedClient):
+        return _deployed(client, plan)
+    return _simulated(plan, client)
+
+
+def _simulated(plan: Plan, client: SimulatedClient) -> LocalData:
+    if client.num_partitions != plan.federation.num_clients:
+        raise ConfigError(
+            f"{client.num_partitions} nodes run, the plan has {plan.federation.num_clients} clients",
+            field="federation.num_clients",
+            mend="start as many nodes as the plan has clients",
+        )
+    data = federated_data(plan.data, num_clients=plan.federation.num_clients, seed=plan.federation.seed)
+    x, y = data.client_arrays(client.partition)
+    x_test, y_test = data.client_test_arrays(client.partition)
+    rate, declared = plan.training.sample_rate, plan.training.batch_size
+    if declared == "uniform":
+        batch_size = max(1, round(rate * len(data.dataset.x) / plan.federation.num_clients))
+    elif declared == "per-client":
+        batch_size = max(1, round(rate * len(x)))
+    else:
+        batch_size = int(declared)
+    fingerprint = digest("fedsec/partition/v1", data.dataset.fingerprint.encode(), data.train_parts[client.partition].tobytes()).hex()
+    return LocalData(
+        x=x, y=y, x_test=x_test, y_test=y_test, num_classes=data.dataset.num_classes, batch_size=batch_size, fingerprint=fingerprint
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=2)
+def _load_source(source: str) -> Dataset:
+    # The test part, where the source gives none, is the client's own choice and not the server's: its fraction and seed are fixed here.
+    return load_custom(source, test_fraction=0.2, seed=0, field="source")
+
+
+def _deployed(client: DeployedClient, plan: Plan) -> LocalData:
+    dataset = _load_source(client.source)
+    declared = client.batch_size if client.batch_size is not None else plan.training.batch_size
+    if not isinstance(declared, int):
+        raise ConfigError(
+            f'"{declared}" needs to know every client\'s records, which nobody does in a deployment',
+            field="training.batch_size",
+            mend="give a number in the plan, or batch_size in the client's own settings",
+        )
+    return LocalData(
+        x=dataset.x, y=dataset.y, x_test=dataset.x_test, y_test=dataset.y_test,
+        num_classes=dataset.num_classes, batch_size=declared, fingerprint=dataset.fingerprint,
+    )  # fmt: skip

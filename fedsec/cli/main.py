@@ -1,0 +1,55 @@
+"""``fedsec``: the command line's root, and the one place where errors become exit codes.
+
+Everything heavy is imported inside the commands: ``fedsec --help`` must answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from fedsec.cli import plan as plan_commands
+from fedsec.cli import simulate as simulate_command
+from fedsec.errors import FedsecError
+
+EPILOG = "Examples:  fedsec simulate  ·  fedsec simulate --set privacy.epsilon=2 --out runs/eps2  ·  fedsec plan check my-plan.toml"
+
+app = typer.Typer(
+    name="fedsec",
+    help="Federated learning among parties that do not trust each other: DP-SGD at the clients, measured privacy, on Flower.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("simulate", epilog=simulate_command.EPILOG)(simulate_command.simulate)
+app.add_typer(plan_commands.app, name="plan")
+
+
+def _version(value: bool) -> None:
+    if value:
+        import fedsec
+
+        typer.echo(f"fedsec {fedsec.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version and exit."),
+) -> None:
+    """Options before the command."""
+
+
+def run() -> None:
+    """Entry point of the ``fedsec`` script."""
+    try:
+        app()
+    except FedsecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(141)  # the reader of our output went away, as with `fedsec ... | head`

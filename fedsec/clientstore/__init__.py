@@ -1,0 +1,1 @@
+"""All that a client keeps between messages: ledger, round keys, stored updates, personal parameters."""

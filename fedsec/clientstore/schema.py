@@ -1,0 +1,42 @@
+"""The tables of a client's store, and how its database is opened.
+
+One database file per client. ``secure_delete`` overwrites erased round keys; a rollback journal (never WAL, whose file would
+keep them) makes each transaction whole even if the process is killed in the middle. With ``durable`` it survives a power cut too.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from fedsec.errors import StorageError
+
+SCHEMA_VERSION = "1"
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS ledger (idx INTEGER PRIMARY KEY, entry BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS rounds (
+    run_id TEXT NOT NULL, server_round INTEGER NOT NULL, request_hash TEXT NOT NULL, round_key BLOB, answer BLOB,
+    PRIMARY KEY (run_id, server_round)
+) STRICT;
+CREATE TABLE IF NOT EXISTS personal (run_id TEXT PRIMARY KEY, arrays BLOB NOT NULL) STRICT;
+"""
+
+
+def connect(path: Path, *, durable: bool) -> sqlite3.Connection:
+    """Open or create the database, with its tables.
+
+    Raises:
+        StorageError: not a database, damaged, or the file system refused.
+    """
+    try:
+        connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+        connection.execute("PRAGMA secure_delete = ON")
+        connection.execute("PRAGMA journal_mode = DELETE" if durable else "PRAGMA journal_mode = TRUNCATE")
+        connection.execute("PRAGMA synchronous = FULL" if durable else "PRAGMA synchronous = OFF")
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.executescript(_TABLES)
+    except sqlite3.Error as error:
+        raise StorageError(f"{path} cannot be used: {error}; restore it from a copy with its anchor") from error
+    return connection

@@ -1,0 +1,283 @@
+"""The server's round loop over a Flower ``Grid``: ask, wait, validate, aggregate, evaluate, checkpoint.
+
+1. Clients are known by their client id, found out once before the first round; node ids are only addresses. Everything that
+   depends on order depends on client ids, so every engine gives the same model.
+2. One bad client never spoils a round: its reply is refused with the reason, and the round goes on with the others.
+3. Fewer valid updates than ``federation.min_clients``: the model stays as it was, and the row says so.
+4. Epsilon counts a client for every round in which it was *asked*: whether its reply arrived does not undo what it released.
+5. A round ends with a checkpoint; a stop or a crash in the middle of one costs that round only, and a resumed run asks the same
+   question again, which clients answer with the update that they stored.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import ArrayRecord, Message
+from flwr.serverapp import Grid
+
+from fedsec.checkpoint import CheckpointStore
+from fedsec.errors import PeerError, RoundAborted
+from fedsec.flower.exchange import StopRequested, exchange
+from fedsec.flower.records import (
+    DESCRIBE,
+    EVALUATE,
+    PERSONALISE,
+    TRAIN,
+    About,
+    RoundRequest,
+    arrays_to_record,
+    make_request,
+    plan_to_canonical,
+    read_about,
+    read_site_metrics,
+    read_update,
+)
+from fedsec.flower.state import ServerState
+from fedsec.plan.model import Plan
+from fedsec.results import RoundRow, SiteMetrics
+from fedsec.robust.rules import mean_update
+from fedsec.robust.validation import ValidUpdate, validate_update
+from fedsec.vectors import FloatArray, Layout, arrays_digest
+
+Segments = tuple[tuple[float, float, int], ...]
+
+JOIN_POLL_S = 0.05
+"""Pause between two looks at who is online, while clients are still joining."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CentralEvaluation:
+    """The released model on the server's own test set."""
+
+    accuracy: float
+    loss: float
+    recall: tuple[float | None, ...]
+    site_accuracy: dict[str, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopServices:
+    """What the loop needs from outside, so that it trains nothing, reads no clock but for waiting, and prints nothing.
+
+    Attributes:
+        evaluate: arrays of the released model → how good it is.
+        epsilon: spends → (PRV, RDP) epsilon at the plan's delta; called only with privacy on.
+        on_round: told every finished round.
+        stop: set to end the run after the current wait.
+    """
+
+    evaluate: Callable[[dict[str, FloatArray]], CentralEvaluation]
+    epsilon: Callable[[Segments], tuple[float, float]]
+    on_round: Callable[[RoundRow], None]
+    stop: threading.Event
+
+
+@dataclass(kw_only=True, eq=False)
+class FederationLoop:
+    """One run of one plan.
+
+    Attributes:
+        grid: Flower's way to the nodes.
+        plan: what to run.
+        run_id: fedsec's id of the run.
+        noise_multiplier: calibrated sigma over clip norm; 0 without privacy.
+        layout: names and shapes of the shared parameters.
+        state: from the start or from a checkpoint.
+        checkpoints: where rounds are kept.
+        services: see :class:`LoopServices`.
+        simulation_dir: told to simulated clients.
+        clients: client id → node id, after :meth:`join`.
+    """
+
+    grid: Grid
+    plan: Plan
+    run_id: str
+    noise_multiplier: float
+    layout: Layout
+    state: ServerState
+    checkpoints: CheckpointStore
+    services: LoopServices
+    simulation_dir: str = ""
+    clients: dict[str, int] = field(default_factory=dict)
+
+    def run(self) -> bool:
+        """All rounds that are left; True if they were all run, False if someone asked to stop.
+
+        Raises:
+            RoundAborted: too few clients ever joined.
+            StorageError: a checkpoint could not be written.
+        """
+        try:
+            self.join()
+            while self.state.server_round < self.plan.federation.rounds:
+                self.one_round(self.state.server_round + 1)
+        except StopRequested:
+            return False
+        return True
+
+    def join(self) -> None:
+        """Wait for the federation's nodes and learn their client ids; an id that two nodes claim belongs to neither."""
+        federation = self.plan.federation
+        deadline = time.monotonic() + federation.round_timeout_s
+        node_ids: list[int] = []
+        while len(node_ids) < federation.num_clients and time.monotonic() < deadline:
+            node_ids = sorted(self.grid.get_node_ids())
+            if self.services.stop.wait(0 if len(node_ids) >= federation.num_clients else JOIN_POLL_S):
+                raise StopRequested
+        request = self._request(0, "")
+        messages = [make_request(request, node_id=node_id, message_type=DESCRIBE) for node_id in node_ids]
+        claims: dict[str, list[int]] = {}
+        faults: list[str] = []
+        for reply in exchange(self.grid, messages, timeout_s=federation.round_timeout_s, stop=self.services.stop):
+            try:
+                about = self._about(reply, DESCRIBE)
+            except PeerError as error:
+                faults.append(str(error))  # a node that cannot say who it is takes no part
+                continue
+            claims.setdefault(about.client_id, []).append(reply.metadata.src_node_id)
+        self.clients = {name: nodes[0] for name, nodes in sorted(claims.items()) if len(nodes) == 1}
+        if len(self.clients) < federation.min_clients:
+            first = f"; the first fault was: {faults[0]}" if faults else ""
+            raise RoundAborted(f"{len(self.clients)} of {len(node_ids)} nodes joined, {federation.min_clients} are needed{first}")
+
+    def one_round(self, server_round: int) -> None:
+        """Ask, wait, validate, aggregate, evaluate, checkpoint."""
+        started = time.perf_counter()
+        selected = self.select(server_round)
+        arrays = self.layout.unflatten(self.state.vector)
+        request = self._request(server_round, arrays_digest(arrays))
+        record = arrays_to_record(arrays)
+        replies = self._ask(request, TRAIN, selected, record)
+        updates, refused = self._validate(replies, selected)
+        if refused and len(refused) == len(selected):
+            raise RoundAborted(f"no client trained in round {server_round}; {refused[0][0]} says: {refused[0][1]}")
+        aggregated = self._aggregate(updates)
+        for client_id in selected:
+            self.state.asked[client_id] = self.state.asked.get(client_id, 0) + 1
+        self.state.server_round = server_round
+        self.state.remember_tail(self.plan.training, self.plan.federation.rounds)
+        row = self._row(server_round, selected, updates, refused, aggregated, started)
+        self.state.rows.append(row)
+        self.state.elapsed_s += row.seconds
+        self.checkpoints.save(server_round, *self.state.to_checkpoint())
+        self.services.on_round(row)
+
+    def select(self, server_round: int) -> tuple[str, ...]:
+        """The clients asked in a round: a public, seeded choice, the same on every engine. It amplifies nothing."""
+        names = sorted(self.clients)
+        count = max(1, math.floor(len(names) * self.plan.federation.fraction + 1e-9))
+        if count >= len(names):
+            return tuple(names)
+        generator = np.random.default_rng([self.plan.federation.seed, server_round])
+        return tuple(names[i] for i in sorted(generator.choice(len(names), size=count, replace=False)))
+
+    def personalise(self) -> None:
+        """After the last release: clients fit their personal parameters on their own records and keep them."""
+        arrays = self.layout.unflatten(self.state.released())
+        request = self._request(self.state.server_round, arrays_digest(arrays))
+        self._ask(request, PERSONALISE, tuple(sorted(self.clients)), arrays_to_record(arrays))
+
+    def evaluate_clients(self) -> dict[str, SiteMetrics]:
+        """Each client's own test result, in clear: a release, so only where the plan or the simulation allows it."""
+        arrays = self.layout.unflatten(self.state.released())
+        request = self._request(self.state.server_round, arrays_digest(arrays))
+        results = {}
+        for name, reply in sorted(self._ask(request, EVALUATE, tuple(sorted(self.clients)), arrays_to_record(arrays)).items()):
+            try:
+                self._about(reply, EVALUATE, expected=name)
+                results[name] = read_site_metrics(reply, sender=name)
+            except PeerError:
+                continue  # a client without a usable answer is simply absent from the table
+        return results
+
+    def _request(self, server_round: int, model_hash: str) -> RoundRequest:
+        return RoundRequest(
+            run_id=self.run_id,
+            server_round=server_round,
+            plan_json=plan_to_canonical(self.plan),
+            noise_multiplier=self.noise_multiplier,
+            model_hash=model_hash,
+            simulation_dir=self.simulation_dir,
+        )
+
+    def _ask(self, request: RoundRequest, message_type: str, names: Sequence[str], arrays: ArrayRecord) -> dict[str, Message]:
+        nodes = {self.clients[name]: name for name in names}
+        messages = [make_request(request, node_id=node, message_type=message_type, arrays=arrays) for node in nodes]
+        timeout_s = self.plan.federation.round_timeout_s
+        replies = exchange(self.grid, messages, timeout_s=timeout_s, stop=self.services.stop)
+        return {nodes[reply.metadata.src_node_id]: reply for reply in replies if reply.metadata.src_node_id in nodes}
+
+    def _about(self, reply: Message, phase: str, *, expected: str | None = None) -> About:
+        sender = expected or f"node {reply.metadata.src_node_id}"
+        if reply.has_error():
+            raise PeerError(sender, phase, f"error reply {reply.error.code}: {(reply.error.reason or '')[:300]}")
+        about = read_about(reply, sender=sender, phase=phase)
+        if about.run_id != self.run_id or (expected is not None and about.client_id != expected):
+            raise PeerError(sender, phase, "the reply is for another run, or from another client")
+        return about
+
+    def _validate(self, replies: dict[str, Message], selected: Sequence[str]) -> tuple[list[ValidUpdate], list[tuple[str, str]]]:
+        updates, refused = [], []
+        for name in selected:
+            if (reply := replies.get(name)) is None:
+                continue
+            try:
+                about = self._about(reply, TRAIN, expected=name)
+                updates.append(validate_update(name, read_update(reply, sender=name), about.batch_size, layout=self.layout))
+                self.state.reported[name] = about.segments
+            except PeerError as error:
+                refused.append((name, error.reason))
+        return updates, refused
+
+    def _aggregate(self, updates: list[ValidUpdate]) -> float:
+        """Apply the mean; its L2 norm, or 0 if the model stayed as it was."""
+        if len(updates) < self.plan.federation.min_clients:
+            return 0.0
+        mean = mean_update(updates, weight_cap=self.plan.training.weight_cap)
+        return float(np.linalg.norm(mean)) if self.state.apply(mean, self.plan.training) else 0.0
+
+    def _row(
+        self,
+        server_round: int,
+        selected: Sequence[str],
+        updates: Sequence[ValidUpdate],
+        refused: Sequence[tuple[str, str]],
+        update_norm: float,
+        started: float,
+    ) -> RoundRow:
+        evaluation = self.services.evaluate(self.layout.unflatten(self.state.released()))
+        prv, rdp = self.epsilon() if self.plan.is_private else (None, None)
+        payload = 4 * self.layout.size
+        return RoundRow(
+            server_round=server_round,
+            accuracy=evaluation.accuracy,
+            loss=evaluation.loss,
+            recall=evaluation.recall,
+            epsilon_prv=prv,
+            epsilon_rdp=rdp,
+            num_selected=len(selected),
+            num_valid=len(updates),
+            num_dropped=len(selected) - len(updates) - len(refused),
+            rejected=tuple(refused),
+            update_norm=update_norm,
+            seconds=time.perf_counter() - started,
+            bytes_up=payload * len(updates),
+            bytes_down=payload * len(selected),
+            site_accuracy=evaluation.site_accuracy,
+        )
+
+    def epsilon(self) -> tuple[float, float]:
+        """(PRV, RDP) epsilon of the client that has spent most: the maximum holds because the clients' records are disjoint."""
+        steps = self.plan.training.steps
+        spends = {
+            ((self.noise_multiplier, self.plan.training.sample_rate, steps * max(self.state.asked.values(), default=0)),),
+            *self.state.reported.values(),
+        }
+        pairs = [self.services.epsilon(segments) for segments in spends]
+        return max(prv for prv, _ in pairs), max(rdp for _, rdp in pairs)

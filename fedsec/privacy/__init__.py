@@ -1,0 +1,1 @@
+"""Differential privacy: streams, DP-SGD, accounting and the ledger's rules."""

@@ -1,0 +1,1 @@
+"""Tables, plots and live progress of runs."""

@@ -1,0 +1,35 @@
+"""The files of a result: model, tables, pictures. Each is whole or absent; ``result.json`` comes last, so where it is, all are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from fedsec.data.federated import FederatedData
+from fedsec.files import atomic_write_bytes
+from fedsec.report import plots, tables
+from fedsec.results import RunResult
+from fedsec.vectors import FloatArray
+
+
+def write_artifacts(folder: Path, result: RunResult, model: Mapping[str, FloatArray], data: FederatedData) -> None:
+    """Write everything that a reader of the run needs.
+
+    Raises:
+        StorageError: the file system refused; what was written before stays.
+    """
+    from safetensors.numpy import save  # noqa: PLC0415
+
+    payload = save({name: np.ascontiguousarray(array) for name, array in model.items()})
+    atomic_write_bytes(folder / "model.safetensors", payload)
+    tables.write_rounds_csv(folder / "rounds.csv", result.rows)
+    owners = data.dataset.group_names if len(data.dataset.group_names) == len(data.train_parts) else ()
+    histogram = data.histogram()
+    plots.plot_label_skew(histogram, data.dataset.class_names, folder / "label_skew.png", client_names=owners)
+    if result.rows:
+        plots.plot_accuracy_and_epsilon(result, folder / "accuracy_and_epsilon.png")
+        plots.plot_recall(result, folder / "recall.png")
+        plots.plot_overview(result, histogram, folder / "overview.png", client_names=owners)
+    tables.write_result(folder / "result.json", result)

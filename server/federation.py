@@ -1,0 +1,192 @@
+"""One run at the server, from plan to result folder: data for the test, model, sigma, loop, result."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from importlib import metadata
+
+import numpy as np
+from flwr.serverapp import Grid
+
+from fedsec.checkpoint import CheckpointStore
+from fedsec.data.federated import FederatedData, federated_data
+from fedsec.errors import ConfigError
+from fedsec.flower.loop import CentralEvaluation, FederationLoop, LoopServices, Segments
+from fedsec.flower.state import ServerState
+from fedsec.models.evaluation import evaluate
+from fedsec.models.factory import Model, build_model
+from fedsec.models.mixing import refuse_mixing_layers
+from fedsec.models.parameters import get_arrays, set_arrays, split_names
+from fedsec.plan.guarantees import guarantee_sentence
+from fedsec.plan.model import Plan
+from fedsec.privacy.accounting import Segment, epsilon_prv, epsilon_rdp
+from fedsec.results import EpsilonReport, RunResult
+from fedsec.vectors import FloatArray, Layout
+from server.artifacts import write_artifacts
+from server.session import current_session
+from server.setup import ServerSetup
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CentralEvaluator:
+    """The server's own test set: all of it, and by site where records have natural owners.
+
+    Personal parameters stand at their public constant here: the server knows no others.
+    """
+
+    model: Model
+    data: FederatedData
+    device: str
+
+    def __call__(self, arrays: dict[str, FloatArray]) -> CentralEvaluation:
+        """Accuracy, loss and recall of a model given as arrays."""
+        set_arrays(self.model, arrays)
+        dataset = self.data.dataset
+        whole = evaluate(self.model, dataset.x_test, dataset.y_test, num_classes=dataset.num_classes, device=self.device)
+        sites: dict[str, float] | None = None
+        if dataset.groups_test is not None:
+            sites = {}
+            for index, name in enumerate(dataset.group_names):
+                rows = np.flatnonzero(dataset.groups_test == index)
+                if not len(rows):
+                    continue
+                part = evaluate(self.model, dataset.x_test[rows], dataset.y_test[rows], num_classes=dataset.num_classes, device=self.device)
+                sites[name] = part.accuracy
+        return CentralEvaluation(accuracy=whole.accuracy, loss=whole.loss, recall=whole.recall, site_accuracy=sites)
+
+
+def noise_multiplier_of(plan: Plan) -> float:
+    """Sigma over clip norm of every step: fixed by the plan, or calibrated once for the whole run; 0 without privacy.
+
+    Raises:
+        ConfigError: the fixed sigma would spend more than the plan's epsilon, or no sigma reaches it.
+    """
+    if not plan.is_private:
+        return 0.0
+    privacy = plan.privacy
+    if privacy.noise_multiplier is not None:
+        whole = Segment(noise_multiplier=privacy.noise_multiplier, sample_rate=plan.training.sample_rate, steps=plan.total_steps)
+        if (spent := epsilon_prv((whole,), privacy.delta)) > privacy.epsilon:
+            raise ConfigError(
+                f"{plan.total_steps} steps with this noise spend epsilon {spent:.4g}, over privacy.epsilon = {privacy.epsilon:g}",
+                field="privacy.noise_multiplier",
+                mend="raise it, run fewer steps, or leave it out and let it be calibrated",
+            )
+        return privacy.noise_multiplier
+    from fedsec.privacy.calibration import calibrate_noise_multiplier
+
+    return calibrate_noise_multiplier(
+        epsilon=privacy.epsilon, delta=privacy.delta, sample_rate=plan.training.sample_rate, steps=plan.total_steps
+    )
+
+
+def run_federation(grid: Grid, setup: ServerSetup) -> RunResult:
+    """Run or resume a plan and leave its result folder.
+
+    Raises:
+        FedsecError: whatever stopped the run; the folder can be resumed.
+    """
+    with setup.folder.lock():
+        started = time.perf_counter()
+        loop, data = _build_loop(grid, setup)
+        session = current_session()
+        session.on_start(tuple(loop.state.rows))
+        already_s = loop.state.elapsed_s
+        finished = loop.run()
+        result = _result(loop, data, setup, finished=finished, duration_s=already_s + time.perf_counter() - started)
+        write_artifacts(setup.folder.path, result, loop.layout.unflatten(loop.state.released()), data)
+        session.result = result
+        return result
+
+
+def _build_loop(grid: Grid, setup: ServerSetup) -> tuple[FederationLoop, FederatedData]:
+    plan, folder, session = setup.plan, setup.folder, current_session()
+    data = federated_data(plan.data, num_clients=plan.federation.num_clients, seed=plan.federation.seed)
+    dataset = data.dataset
+    model = build_model(plan.model, input_shape=dataset.x_test.shape[1:], num_classes=dataset.num_classes, seed=plan.federation.seed)
+    refuse_mixing_layers(model, input_shape=dataset.x_test.shape[1:])
+    shared, _ = split_names(model, plan.model.personal)
+    arrays = get_arrays(model, shared)
+    layout = Layout.of(arrays)
+    checkpoints = CheckpointStore(folder.checkpoints, run_id=folder.run_id, plan_digest=plan.digest())
+    checkpoint = checkpoints.load()
+    state = ServerState.from_checkpoint(checkpoint, layout) if checkpoint is not None else ServerState.initial(layout.flatten(arrays))
+    services = LoopServices(
+        evaluate=CentralEvaluator(model=model, data=data, device=plan.training.device),
+        epsilon=lambda segments: _epsilon(segments, plan.privacy.delta),
+        on_round=session.on_round,
+        stop=session.stop,
+    )
+    loop = FederationLoop(
+        grid=grid,
+        plan=plan,
+        run_id=folder.run_id,
+        noise_multiplier=noise_multiplier_of(plan),
+        layout=layout,
+        state=state,
+        checkpoints=checkpoints,
+        services=services,
+        simulation_dir=str(folder.clients),
+    )
+    return loop, data
+
+
+def _epsilon(segments: Segments, delta: float) -> tuple[float, float]:
+    spends = tuple(Segment(noise_multiplier=sigma, sample_rate=rate, steps=steps) for sigma, rate, steps in segments if steps)
+    return epsilon_prv(spends, delta), epsilon_rdp(spends, delta)
+
+
+def _personal_results(loop: FederationLoop, finished: bool) -> dict[str, float] | None:
+    plan = loop.plan
+    if not finished:
+        return None
+    if plan.model.personal and plan.model.personal_fit == "after-release":
+        loop.personalise()
+    if not plan.federation.evaluate_clients:
+        return None
+    return {name: metrics.personal_accuracy for name, metrics in loop.evaluate_clients().items()}
+
+
+def _result(loop: FederationLoop, data: FederatedData, setup: ServerSetup, *, finished: bool, duration_s: float) -> RunResult:
+    plan = loop.plan
+    evaluation = loop.services.evaluate(loop.layout.unflatten(loop.state.released()))
+    y_test = data.dataset.y_test
+    return RunResult(
+        run_id=loop.run_id,
+        plan_name=plan.name,
+        plan_digest=plan.digest(),
+        engine=setup.engine,
+        num_clients=len(loop.clients) or plan.federation.num_clients,
+        rounds=loop.state.server_round,
+        accuracy=evaluation.accuracy,
+        loss=evaluation.loss,
+        recall=evaluation.recall,
+        class_names=data.dataset.class_names,
+        epsilon=_epsilon_report(loop),
+        randomness="simulation seed",
+        duration_s=duration_s,
+        run_dir=str(setup.folder.path),
+        site_accuracy=evaluation.site_accuracy,
+        personal_accuracy=_personal_results(loop, finished),
+        majority_accuracy=float(np.bincount(y_test, minlength=data.dataset.num_classes).max() / len(y_test)),
+        rows=tuple(loop.state.rows),
+        stopped_early=not finished,
+        guarantee=guarantee_sentence(plan),
+        versions={name: metadata.version(name) for name in ("fedsec", "flwr", "torch", "opacus", "numpy")},
+    )
+
+
+def _epsilon_report(loop: FederationLoop) -> EpsilonReport:
+    privacy = loop.plan.privacy
+    prv, rdp = loop.epsilon() if loop.plan.is_private else (math.inf, math.inf)
+    return EpsilonReport(
+        prv=prv,
+        rdp=rdp,
+        delta=privacy.delta if loop.plan.is_private else None,
+        unit=privacy.unit,
+        relation=privacy.neighboring_relation,
+        noise_multiplier=loop.noise_multiplier,
+        statement=guarantee_sentence(loop.plan),
+    )

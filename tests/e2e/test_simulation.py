@@ -1,0 +1,120 @@
+"""A whole federation on real data, as a user runs it: the command in a process of its own."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedsec.plan.load import load_plan
+
+SMALL = ["--set", "federation.num_clients=6", "--set", "federation.rounds=4", "--set", "privacy.epsilon=20"]
+
+
+def fedsec(*arguments, check=True, **environment):
+    process = subprocess.run(
+        [sys.executable, "-m", "fedsec", *map(str, arguments)],
+        capture_output=True, text=True, env={**os.environ, **environment}, timeout=280,
+    )  # fmt: skip
+    if check:
+        assert process.returncode == 0, process.stderr
+    return process
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "small"
+    process = fedsec("simulate", *SMALL, "--out", out, "--json")
+    return out, json.loads(process.stdout), process
+
+
+def test_json_is_exactly_one_object_with_the_promised_fields(small_run):
+    out, result, process = small_run
+    assert process.stdout.count("\n") == 1
+    assert {"accuracy", "recall", "epsilon", "rounds", "num_clients", "engine", "duration_s", "run_dir"} <= result.keys()
+    assert {"prv", "rdp", "delta", "unit"} <= result["epsilon"].keys()
+    assert (result["rounds"], result["num_clients"], result["engine"], result["epsilon"]["unit"]) == (4, 6, "local", "example")
+    assert Path(result["run_dir"]) == out
+    assert result["randomness"] == "simulation seed"
+
+
+def test_the_model_learns_and_epsilon_is_just_under_its_target(small_run):
+    _, result, _ = small_run
+    assert result["accuracy"] > 0.6
+    assert 20 * (1 - 1e-3) <= result["epsilon"]["prv"] <= 20
+    assert result["epsilon"]["rdp"] > result["epsilon"]["prv"]
+
+
+def test_epsilon_only_grows_over_the_rounds(small_run):
+    _, result, _ = small_run
+    spent = [row["epsilon_prv"] for row in result["rows"]]
+    assert spent == sorted(spent)
+    assert spent[0] > 0
+
+
+def test_the_folder_holds_plan_table_model_and_pictures(small_run):
+    out, result, _ = small_run
+    assert load_plan(out / "plan.toml").digest() == result["plan_digest"]
+    rows = list(csv.DictReader((out / "rounds.csv").open()))
+    assert [int(row["server_round"]) for row in rows] == [1, 2, 3, 4]
+    assert json.loads((out / "result.json").read_text())["accuracy"] == result["accuracy"]
+    assert len(list(out.glob("*.png"))) >= 2
+    from safetensors.numpy import load_file
+
+    assert {name: array.shape for name, array in load_file(out / "model.safetensors").items()} == {"weight": (10, 64), "bias": (10,)}
+
+
+def test_the_same_plan_gives_the_same_model_bytes(small_run, tmp_path):
+    out, _, _ = small_run
+    fedsec("simulate", *SMALL, "--out", tmp_path / "again", "--json")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+
+
+def test_one_worker_and_two_give_the_same_model(small_run, tmp_path):
+    out, _, _ = small_run
+    fedsec("simulate", *SMALL, "--out", tmp_path / "one", "--workers", 1, "--json")
+    assert (tmp_path / "one" / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+
+
+@pytest.mark.needs("ray")
+def test_ray_gives_the_same_model(small_run, tmp_path):
+    out, _, _ = small_run
+    process = fedsec("simulate", *SMALL, "--out", tmp_path / "ray", "--engine", "ray", "--json")
+    assert json.loads(process.stdout)["engine"] == "ray"
+    assert (tmp_path / "ray" / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+
+
+def test_another_seed_gives_another_model(small_run, tmp_path):
+    out, _, _ = small_run
+    fedsec("simulate", *SMALL, "--set", "federation.seed=2", "--out", tmp_path / "other", "--json")
+    assert (tmp_path / "other" / "model.safetensors").read_bytes() != (out / "model.safetensors").read_bytes()
+
+
+def test_a_second_run_into_the_same_folder_is_refused_and_leaves_it(small_run):
+    out, _, _ = small_run
+    before = (out / "result.json").read_bytes()
+    process = fedsec("simulate", *SMALL, "--out", out, check=False)
+    assert process.returncode == 2
+    assert "--resume" in process.stderr
+    assert (out / "result.json").read_bytes() == before
+
+
+def test_clients_that_vanish_at_random_are_counted_and_the_rest_go_on(tmp_path):
+    process = fedsec(
+        "simulate", *SMALL, "--set", "federation.dropout=0.3", "--set", "federation.round_timeout_s=2.0", "--out", tmp_path / "r", "--json"
+    )
+    result = json.loads(process.stdout)
+    assert sum(row["num_dropped"] for row in result["rows"]) > 0
+    assert all(row["num_valid"] + row["num_dropped"] == 6 for row in result["rows"])
+    assert result["accuracy"] > 0.3
+
+
+def test_a_refused_plan_exits_with_two_and_says_where(tmp_path):
+    process = fedsec("simulate", "--set", "privacy.epsilon=-1", "--out", tmp_path / "r", check=False)
+    assert process.returncode == 2
+    assert "privacy.epsilon" in process.stderr
+    assert process.stdout == ""
+    assert not (tmp_path / "r").exists()
