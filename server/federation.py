@@ -22,6 +22,7 @@ from fedsec.models.parameters import get_arrays, set_arrays, split_names
 from fedsec.plan.guarantees import guarantee_sentence
 from fedsec.plan.model import Plan
 from fedsec.privacy.accounting import Segment, epsilon_prv, epsilon_rdp
+from fedsec.privacy.calibration import calibrate_noise_multiplier
 from fedsec.results import EpsilonReport, RunResult
 from fedsec.vectors import FloatArray, Layout
 from server.artifacts import write_artifacts
@@ -75,7 +76,6 @@ def noise_multiplier_of(plan: Plan) -> float:
                 mend="raise it, run fewer steps, or leave it out and let it be calibrated",
             )
         return privacy.noise_multiplier
-    from fedsec.privacy.calibration import calibrate_noise_multiplier
 
     return calibrate_noise_multiplier(
         epsilon=privacy.epsilon, delta=privacy.delta, sample_rate=plan.training.sample_rate, steps=plan.total_steps

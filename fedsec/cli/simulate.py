@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
     from fedsec.plan.model import Plan
     from fedsec.runfolder import RunFolder
+    from fedsec.sim.faults import FaultPlan
     from server.session import Session
 
 EPILOG = (
@@ -52,6 +53,7 @@ def simulate(
     quiet: bool = typer.Option(False, "--quiet", "-q", help="No progress on stderr."),
 ) -> None:
     """Run one federation on this machine and leave a folder with model, tables, plots and plan."""
+    from fedsec.errors import ConfigError
     from fedsec.plan.load import load_plan
     from fedsec.report.tables import print_result
     from fedsec.runfolder import prepare_run_folder
@@ -61,13 +63,17 @@ def simulate(
     folder_path = (out if out is not None else Path("runs") / datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")).absolute()
     stored = folder_path / "plan.toml"
     checked = load_plan(stored if plan is None and resume and stored.exists() else plan, overrides=overrides)
+    if engine is EngineName.RAY and checked.federation.dropout:
+        raise ConfigError(
+            "only the local engine makes clients vanish", field="federation.dropout", mend="use --engine local, or set it to 0"
+        )
     _warn_early(checked, quiet=quiet)
     folder = prepare_run_folder(folder_path, checked, resume=resume, fresh=fresh)
     session = _run(checked, folder, engine=engine, workers=workers, quiet=quiet)
     if session.result is None:
         raise typer.Exit(STOPPED_EXIT_CODE)
     if as_json:
-        print(json.dumps(session.result.to_json(), ensure_ascii=False, allow_nan=False))
+        print(json.dumps(session.result.to_json(), allow_nan=False))
     else:
         from rich.console import Console
 
@@ -91,10 +97,10 @@ def _warn_early(plan: Plan, *, quiet: bool) -> None:
 
 def _run(plan: Plan, folder: RunFolder, *, engine: EngineName, workers: int | None, quiet: bool) -> Session:
     import client.app
+    import client.warm
     import server.app
     from fedsec.files import sha256_file
     from fedsec.report.progress import RunProgress
-    from fedsec.sim.faults import FaultPlan
     from server.session import Session, listening
 
     stored = folder.path / "plan.toml"
@@ -106,22 +112,27 @@ def _run(plan: Plan, folder: RunFolder, *, engine: EngineName, workers: int | No
         quiet=quiet,
     )
     session = Session(on_start=progress.on_start, on_round=progress.on_round)
-    common = {
-        "server_app": server.app.app, "client_app": client.app.app, "num_nodes": plan.federation.num_clients,
-        "run_config": run_config, "workers": workers,
-    }  # fmt: skip
+    apps: Any = {"server_app": server.app.app, "client_app": client.app.app, "num_nodes": plan.federation.num_clients}
     with listening(session), _stopping_on_signals(session), progress:
         if engine is EngineName.RAY:
             from fedsec.flower.ray import run_ray
 
-            run_ray(**common)
+            run_ray(**apps, run_config=run_config, workers=workers)
         else:
             from fedsec.flower.local import run_local
 
-            rate = plan.federation.dropout
-            faults = FaultPlan.random(rate=rate, seed=plan.federation.seed) if rate else None
-            run_local(**common, faults=faults)
+            client.warm.preload()
+            run_local(**apps, run_config=run_config, workers=workers, faults=_faults(plan))
     return session
+
+
+def _faults(plan: Plan) -> FaultPlan | None:
+    """Clients that vanish at random while they should train, the same ones on every run of the plan."""
+    from fedsec.flower.records import TRAIN
+    from fedsec.sim.faults import FaultPlan
+
+    rate = plan.federation.dropout
+    return FaultPlan.random(rate=rate, seed=plan.federation.seed, message_types=(TRAIN,)) if rate else None
 
 
 @contextlib.contextmanager

@@ -242,11 +242,9 @@ class ClientStore:
         if self._meta("client_id") != client_id:
             raise StorageError(f"{self._folder} is the store of another client ({self._meta('client_id')[:80]})")
         self._entries = read_entries(self._connection)
-        store_id = self._meta("store_id")
-        head = verify_chain(self._entries, store_id=store_id)
-        heads = (genesis_hash(store_id), *(entry.entry_hash() for entry in self._entries))
+        heads = verify_chain(self._entries, store_id=self._meta("store_id"))
         anchor_path = self._folder / ANCHOR
-        anchor, current = read_anchor(anchor_path), self._state(head)
+        anchor, current = read_anchor(anchor_path), self._state(heads[-1])
         check_anchor(anchor, current, heads, path=anchor_path, check_inode=self._durable)
         if anchor != current:
             write_anchor(anchor_path, current, durable=self._durable)

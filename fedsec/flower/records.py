@@ -267,6 +267,7 @@ def read_site_metrics(message: Message, *, sender: str) -> SiteMetrics:
     try:
         if record is None:
             raise ValueError("no metrics")
-        return SiteMetrics(accuracy=record["accuracy"], personal_accuracy=record["personal_accuracy"], num_examples=record["num_examples"])
+        values: dict[str, Any] = {key: record[key] for key in ("accuracy", "personal_accuracy", "num_examples")}
+        return SiteMetrics(**values)
     except (KeyError, ValueError, TypeError) as error:
         raise PeerError(sender, EVALUATE, f"metrics are malformed: {str(error)[:100]}") from None

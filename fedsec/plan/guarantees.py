@@ -17,10 +17,10 @@ def guarantee_sentence(plan: Plan) -> str:
             "to the server above all, which sees every update in clear."
         )
     privacy = plan.privacy
-    bound = "at most" if privacy.noise_multiplier is not None else "calibrated to"
+    bound = "fixed by the plan" if privacy.noise_multiplier is not None else "calibrated to it"
     return (
         f"Each record of each client is protected with ({privacy.epsilon:g}, {privacy.delta:g})-differential privacy for the whole run "
-        f"({bound}; add/remove one record; DP-SGD at the client), against the server, the other clients and every reader of the model; "
+        f"(add/remove one record; DP-SGD at the client, noise {bound}), against the server, the other clients and every reader of the model; "
         "it holds per client, and for a person only where that person's records lie with one client."
     )
 

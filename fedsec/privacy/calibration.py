@@ -25,8 +25,8 @@ TOLERANCE = 1e-3
 MAX_NOISE_MULTIPLIER = 1e6
 """Beyond it the update is noise alone."""
 MIN_NOISE_MULTIPLIER = 1e-2
-MAX_EPSILON = 200.0
-"""Beyond it the accountants lose their resolution, and no protection is left to speak of."""
+MIN_EPSILON, MAX_EPSILON = 1e-3, 200.0
+"""Outside, the accountants lose their resolution; above, no protection is left to speak of."""
 MAX_STEPS = 10**9
 
 _log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def calibrate_noise_multiplier(*, epsilon: float, delta: float, sample_rate: flo
     """Smallest noise multiplier, to six digits, that keeps ``steps`` steps within ``(epsilon, delta)`` by PRV.
 
     Args:
-        epsilon: target for all steps of the run together, in (0, 200].
+        epsilon: target for all steps of the run together, in [0.001, 200].
         delta: of the guarantee, in (0, 1).
         sample_rate: chance of each record to be in a batch, in (0, 1].
         steps: of the whole run: rounds times local steps.
@@ -67,7 +67,7 @@ def calibrate_noise_multiplier(*, epsilon: float, delta: float, sample_rate: flo
         ConfigError: an argument is out of range, or no noise reaches the target; says what would.
 
     >>> calibrate_noise_multiplier(epsilon=8.0, delta=1e-3, sample_rate=0.25, steps=60)
-    1.13834
+    1.14533
     """
     _check(epsilon=epsilon, delta=delta, sample_rate=sample_rate, steps=steps)
     target = _Target(epsilon=float(epsilon), delta=float(delta), sample_rate=float(sample_rate), steps=int(steps))
@@ -143,6 +143,10 @@ def _check(*, epsilon: Any, delta: Any, sample_rate: Any, steps: Any) -> None:
             field="privacy.epsilon",
             mend='use a smaller epsilon, or unit = "none" openly',
         )
+    if epsilon < MIN_EPSILON:
+        raise ConfigError(
+            f"epsilon = {epsilon:g} is below what can be calibrated", field="privacy.epsilon", mend=f"use at least {MIN_EPSILON:g}"
+        )
     if not _is_number(delta) or not 0.0 < delta < 1.0:
         raise ConfigError(f"delta must be in (0, 1), not {delta!r}", field="privacy.delta")
     if not _is_number(sample_rate) or not 0.0 < sample_rate <= 1.0:
@@ -160,8 +164,8 @@ def _solve(target: _Target) -> float:
     aim = target.epsilon * (1.0 - TOLERANCE / 2.0)
     # PRV's bound lies above its estimate by a known margin: aim the rough search under it, so that PRV runs once or twice.
     margin = min(0.01, 0.005 * aim)
-    start = _root(target.rough, low, high, aim - margin, lambda value: abs(value - (aim - margin)) < 1e-4 * aim)
-    sigma = _root(target.prv, low / 1.2, high * 1.2, aim, target.is_met, start=start)
+    start = _root(target.rough, low, high, aim - margin, lambda value: abs(value - (aim - margin)) < 1e-4 * aim, tries=40)
+    sigma = _root(target.prv, low / 1.2, high * 1.2, aim, target.is_met, tries=10, start=start)
     if sigma is None:
         raise ConfigError(
             f"the accountant cannot resolve epsilon = {target.epsilon:g} over {target.steps} steps at delta = {target.delta:g}",
@@ -208,15 +212,22 @@ def _too_strict(target: _Target) -> ConfigError:
 
 
 def _root(
-    function: Callable[[float], float], low: float, high: float, aim: float, is_met: Callable[[float], bool], *, start: float | None = None
+    function: Callable[[float], float],
+    low: float,
+    high: float,
+    aim: float,
+    is_met: Callable[[float], bool],
+    *,
+    tries: int,
+    start: float | None = None,
 ) -> float | None:
-    """A sigma of six digits in [low, high] whose epsilon ``is_met``, for a falling ``function``; None if 40 tries find none.
+    """A sigma of six digits in [low, high] whose epsilon ``is_met``, for a falling ``function``; None if no try finds one.
 
     Secant in log-log, where epsilon is nearly a straight line, inside a shrinking bracket.
     """
     sigma, slope = start if start is not None else math.sqrt(low * high), -1.2
     last: tuple[float, float] | None = None
-    for _ in range(40):
+    for _ in range(tries):
         sigma = _six_digits(sigma)
         value = function(sigma)
         if is_met(value):
