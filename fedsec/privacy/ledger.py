@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from fedsec.codec import canonical_json, decode_canonical_json, digest
 from fedsec.errors import DecodeError, PrivacyBudgetExceeded, StorageError
@@ -109,7 +109,7 @@ class LedgerEntry:
 
     def encode(self) -> bytes:
         """Canonical bytes."""
-        return canonical_json(asdict(self))
+        return canonical_json({name: getattr(self, name) for name in _FIELDS})
 
     def entry_hash(self) -> str:
         """Hex hash that the next entry holds."""
@@ -123,12 +123,11 @@ class LedgerEntry:
             DecodeError: not a ledger entry.
         """
         raw = decode_canonical_json(data)
-        if not isinstance(raw, dict) or set(raw) != {field.name for field in fields(cls)}:
+        if not isinstance(raw, dict) or raw.keys() != _FIELDS.keys():
             raise DecodeError("not a ledger entry")
-        kinds: dict[str, Any] = {"int": int, "float": float, "str": str, "Mechanism": str}
-        for field in fields(cls):
-            if type(raw[field.name]) is not kinds[str(field.type)]:
-                raise DecodeError(f"ledger field {field.name} has the wrong type")
+        for name, kind in _FIELDS.items():
+            if type(raw[name]) is not kind:
+                raise DecodeError(f"ledger field {name} has the wrong type")
         try:
             entry = cls(**raw)
             if entry.neighboring_relation != NeighboringRelation.ADD_REMOVE or entry.index < 0:
@@ -137,6 +136,10 @@ class LedgerEntry:
         except ValueError as error:
             raise DecodeError(f"not a ledger entry: {error}") from None
         return entry
+
+
+_KINDS: dict[str, type] = {"int": int, "float": float, "str": str, "Mechanism": str}
+_FIELDS: dict[str, type] = {field.name: _KINDS[str(field.type)] for field in fields(LedgerEntry)}
 
 
 def genesis_hash(store_id: str) -> str:
@@ -183,8 +186,8 @@ def next_entry(
     )
 
 
-def verify_chain(entries: Sequence[LedgerEntry], *, store_id: str) -> str:
-    """Hash of the newest entry, after checking that none was changed, removed, added or moved.
+def verify_chain(entries: Sequence[LedgerEntry], *, store_id: str) -> tuple[str, ...]:
+    """Hashes of genesis and of every entry in order, after checking that none was changed, removed, added or moved.
 
     Removing the newest entries cannot be seen here; the store's anchor sees it.
 
