@@ -83,7 +83,9 @@ def prepare_run_folder(path: Path, plan: Plan, *, resume: bool, fresh: bool = Fa
         _remove(path)
     if marker.exists():
         if not resume:
-            raise ConfigError(f"{path} already holds a run", mend="--resume goes on with it, --fresh removes it, --out names another folder")
+            raise ConfigError(
+                f"{path} already holds a run", mend="--resume goes on with it, --fresh removes it, --out names another folder"
+            )
         return _reopen(path, plan)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path} is not an empty folder", mend="--out names a new or empty one")
@@ -125,6 +127,8 @@ def _remove(path: Path) -> None:
     if not (path / "run.json").exists():
         if path.is_dir() and not any(path.iterdir()):
             return
-        raise ConfigError(f"{path} holds no run of fedsec, so --fresh does not remove it", mend="remove it yourself, or choose another --out")
+        raise ConfigError(
+            f"{path} holds no run of fedsec, so --fresh does not remove it", mend="remove it yourself, or choose another --out"
+        )
     with exclusive_lock(path / "run.lock", timeout_s=LOCK_TIMEOUT_S, what="run folder"):
         shutil.rmtree(path)
