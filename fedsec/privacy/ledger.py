@@ -194,14 +194,14 @@ def verify_chain(entries: Sequence[LedgerEntry], *, store_id: str) -> tuple[str,
     Raises:
         StorageError: the chain is broken; says where.
     """
-    head = genesis_hash(store_id)
+    heads = [genesis_hash(store_id)]
     for position, entry in enumerate(entries):
-        if entry.index != position or entry.previous_hash != head:
+        if entry.index != position or entry.previous_hash != heads[-1]:
             raise StorageError(
                 f"the ledger was altered at entry {position}: it may not be used; restore it or ask whoever agreed to the cap"
             )
-        head = entry.entry_hash()
-    return head
+        heads.append(entry.entry_hash())
+    return tuple(heads)
 
 
 def segments_of(entries: Sequence[LedgerEntry]) -> tuple[Segment, ...]:
