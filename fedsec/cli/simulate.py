@@ -67,6 +67,8 @@ def simulate(
         raise ConfigError(
             "only the local engine makes clients vanish", field="federation.dropout", mend="use --engine local, or set it to 0"
         )
+    if (folder_path / "run.json").exists() and not fresh:  # refuse the wrong folder before anything slow
+        prepare_run_folder(folder_path, checked, resume=resume)
     _warn_early(checked, quiet=quiet)
     folder = prepare_run_folder(folder_path, checked, resume=resume, fresh=fresh)
     session = _run(checked, folder, engine=engine, workers=workers, quiet=quiet)

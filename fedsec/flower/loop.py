@@ -154,7 +154,7 @@ class FederationLoop:
         request = self._request(server_round, arrays_digest(arrays))
         record = arrays_to_record(arrays)
         replies = self._ask(request, TRAIN, selected, record)
-        updates, refused = self._validate(replies, selected)
+        updates, refused = self._validate(server_round, replies, selected)
         if refused and len(refused) == len(selected):
             raise RoundAborted(f"no client trained in round {server_round}; {refused[0][0]} says: {refused[0][1]}")
         aggregated = self._aggregate(updates)
@@ -222,13 +222,15 @@ class FederationLoop:
             raise PeerError(sender, phase, "the reply is for another run, or from another client")
         return about
 
-    def _validate(self, replies: dict[str, Message], selected: Sequence[str]) -> tuple[list[ValidUpdate], list[tuple[str, str]]]:
+    def _validate(self, server_round: int, replies: dict[str, Message], selected: Sequence[str]) -> tuple[list[ValidUpdate], list[tuple[str, str]]]:
         updates, refused = [], []
         for name in selected:
             if (reply := replies.get(name)) is None:
                 continue
             try:
                 about = self._about(reply, TRAIN, expected=name)
+                if about.server_round != server_round:
+                    raise PeerError(name, TRAIN, "the reply is for another round")
                 updates.append(validate_update(name, read_update(reply, sender=name), about.batch_size, layout=self.layout))
                 self.state.reported[name] = about.segments
             except PeerError as error:

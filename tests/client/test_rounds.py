@@ -186,8 +186,8 @@ def test_malformed_requests_raise_a_clear_error(context):
         records.RoundRequest(run_id="r", server_round=1, plan_json="{}", noise_multiplier=1.0), node_id=1000, message_type=records.TRAIN
     )
     good = dict(message.content["config"])
-    for key in good:
-        for bad in (None, b"x", 1.5 if not isinstance(good[key], float) else "x"):
+    for key, value in good.items():
+        for bad in (None, b"x", 1.5 if not isinstance(value, float) else "x"):
             config = {**good, key: bad}
             if bad is None:
                 del config[key]
