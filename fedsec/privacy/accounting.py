@@ -38,6 +38,8 @@ AGREEMENT = 1e-3
 _WHOLE_ORDERS = (*map(float, range(2, 64)), 72.0, 80.0, 96.0, 128.0, 192.0, 256.0, 512.0, 1024.0)
 _RDP_ORDERS = (*(1.0 + x / 10.0 for x in range(1, 100) if x % 10), *_WHOLE_ORDERS)
 """Opacus' orders and some larger ones, without which no epsilon below 0.2 could be shown. Whole orders are the cheap ones."""
+_TRIED_BOUNDS = 3
+"""Numbers on record that are tried as a bound before one is computed."""
 _MAX_LOSS = 650.0
 """PRV computes exp(loss); doubles end at 709."""
 _log = logging.getLogger(__name__)
@@ -137,18 +139,16 @@ def known_bound(segments: Iterable[Segment], delta: float, *, limit: float) -> f
     merged, trivial = _prepare(segments, delta)
     if trivial is not None:
         return trivial if trivial <= limit else None
-    value = _on_record("prv", merged, float(delta))
-    if value is not None:
-        return value if value <= limit else None
-    if len(merged) != 1:
-        return None
-    steps = merged[0].steps
+    if len(merged) > 1:
+        value = _on_record("prv", merged, float(delta))
+        return value if value is not None and value <= limit else None
+    part = merged[0]
     prefix = _key(merged, float(delta)).rpartition(",")[0] + ","
-    longer = sorted((int(rest), value) for rest, value in cache.starting_with("prv", prefix).items() if rest.isdecimal())
-    for count, value in longer:
-        if count > steps and value <= limit:
-            covering = Segment(noise_multiplier=merged[0].noise_multiplier, sample_rate=merged[0].sample_rate, steps=count)
-            return value if _agrees(value, (covering,), float(delta)) else None
+    counts = {int(rest): value for rest, value in cache.starting_with("prv", prefix).items() if rest.isdecimal() and value <= limit}
+    # The longest run first: it covers every round of a run, so the estimate that supports it is computed once.
+    for count in sorted((count for count in counts if count >= part.steps), reverse=True)[:_TRIED_BOUNDS]:
+        if _agrees(counts[count], (replace(part, steps=count),), float(delta)):
+            return counts[count]
     return None
 
 
