@@ -1,6 +1,5 @@
 """A client's store under crashes, roll-backs, copies and edits: a spend is never forgotten, and never made twice for one release."""
 
-import os
 import random
 import shutil
 import signal
@@ -9,6 +8,7 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -194,7 +194,7 @@ def weaken(folder):
         (lambda f: (f / "anchor.json").write_text((f / "anchor.json").read_text().replace('"counter": 6', '"counter": 3')), "does not fit"),
         (lambda f: (f / "store.sqlite").unlink(), "forgotten"),
         (lambda f: (f / "store.sqlite").write_bytes(b"not a database at all" * 100), "cannot be used"),
-        (lambda f: (f / "store.sqlite").write_bytes((f / "store.sqlite").read_bytes()[:5000]), ""),
+        (lambda f: (f / "store.sqlite").write_bytes((f / "store.sqlite").read_bytes()[:5000]), "cannot be used|failed|damaged|lacks|does not fit"),
     ],
 )
 def test_a_store_that_was_touched_is_refused(tmp_path, tamper, message):
@@ -220,6 +220,34 @@ def test_a_crash_between_commit_and_anchor_is_mended(tmp_path, monkeypatch):
         assert isinstance(begin(store, 2), Charged)
 
 
+def test_after_an_anchor_that_could_not_be_written_nothing_more_is_committed_until_the_store_is_opened_again(tmp_path, monkeypatch):
+    run_rounds(tmp_path / "s", 1)
+
+    def full(*_args, **_kwargs):
+        raise StorageError("no space left")
+
+    with opened(tmp_path / "s") as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "write_anchor", full)
+            with pytest.raises(StorageError, match="no space left"):
+                begin(store, 2)
+        with pytest.raises(StorageError, match="could not be written"):
+            begin(store, 3)
+    with opened(tmp_path / "s") as store:
+        assert begin(store, 2) == Charged(round_key=KEY)
+        store.finish_round(question(2), b"x")
+
+
+def test_the_key_of_a_round_that_was_given_up_is_erased_and_the_round_is_not_answered_later(tmp_path):
+    with opened(tmp_path / "s") as store:
+        begin(store, 1)
+        for server_round in (2, 3):
+            begin(store, server_round)
+            store.finish_round(question(server_round), b"x")
+        with pytest.raises(PeerError, match="no longer"):
+            begin(store, 1)
+
+
 def test_a_failing_disk_charges_nothing_and_says_so(tmp_path):
     with opened(tmp_path / "s") as store:
         store._connection.execute("PRAGMA query_only = ON")
@@ -236,8 +264,8 @@ def test_round_keys_of_the_wrong_length_are_our_bug(tmp_path):
 
 
 def test_secrets_stay_out_of_repr():
-    assert "0102" not in repr(Charged(round_key=KEY)) and str(KEY) not in repr(Charged(round_key=KEY))
-    assert "update" not in repr(Answered(answer=b"update"))
+    assert repr(Charged(round_key=KEY)) == "Charged()"
+    assert repr(Answered(answer=b"update")) == "Answered()"
 
 
 WORKER = """
@@ -259,7 +287,7 @@ for server_round in range(max(1, start), 10_000):
 def test_sigkill_at_random_moments_never_forgets_a_charge_nor_makes_one_twice(tmp_path):
     folder = tmp_path / "s"
     moments = random.Random(7)
-    code = WORKER.format(tests=os.path.dirname(__file__), folder=str(folder))
+    code = WORKER.format(tests=str(Path(__file__).parent), folder=str(folder))
     for _ in range(8):
         process = subprocess.Popen([sys.executable, "-c", code])
         before = time.monotonic()

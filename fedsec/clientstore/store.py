@@ -79,6 +79,7 @@ class ClientStore:
         self._cleanup = cleanup
         self._durable = durable
         self._entries: list[LedgerEntry] = []
+        self._behind = False
 
     @classmethod
     def open(cls, folder: Path, *, client_id: str, durable: bool) -> Self:
@@ -182,8 +183,8 @@ class ClientStore:
                 raise LocalProtocolError(f"round {question.server_round} of run {question.run_id} is not under way")
             if personal is not None:
                 connection.execute("INSERT OR REPLACE INTO personal VALUES (?, ?)", (question.run_id, personal))
-            connection.execute(
-                "UPDATE rounds SET answer = NULL WHERE run_id = ? AND answer IS NOT NULL AND server_round <= ?",
+            connection.execute(  # also the key of a round that was begun and given up: it will not be answered any more
+                "UPDATE rounds SET answer = NULL, round_key = NULL WHERE run_id = ? AND server_round <= ?",
                 (question.run_id, question.server_round - KEPT_ANSWERS),
             )
 
@@ -217,7 +218,10 @@ class ClientStore:
 
     @contextlib.contextmanager
     def _commit(self, head_after: str) -> Iterator[sqlite3.Connection]:
-        """One transaction, the commit counter with it; then the anchor."""
+        """One transaction, the commit counter with it; then the anchor. Without its anchor written, the store takes no further commit:
+        the next opening can mend an anchor that is one behind, not one that is two behind."""
+        if self._behind:
+            raise StorageError(f"the anchor in {self._folder} could not be written; mend that (disk full?) and open the store again")
         connection = self._connection
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -228,7 +232,9 @@ class ClientStore:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+        self._behind = True
         write_anchor(self._folder / ANCHOR, self._state(head_after), durable=self._durable)
+        self._behind = False
 
     def _state(self, head: str) -> Anchor:
         inode = (self._folder / DATABASE).stat().st_ino

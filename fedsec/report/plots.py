@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from fedsec.files import atomic_write_bytes
 from fedsec.report import text
-from fedsec.results import RunResult
 from fedsec.report.tables import privacy_line, who_and_how_long, worst_class, write_csv
+from fedsec.results import RunResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
