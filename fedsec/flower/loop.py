@@ -124,7 +124,7 @@ class FederationLoop:
     def join(self) -> None:
         """Wait for the federation's nodes and learn their client ids; an id that two nodes claim belongs to neither."""
         federation = self.plan.federation
-        deadline = time.monotonic() + federation.round_timeout_s
+        deadline = time.monotonic() + federation.join_timeout_s
         node_ids: list[int] = []
         while len(node_ids) < federation.num_clients and time.monotonic() < deadline:
             node_ids = sorted(self.grid.get_node_ids())

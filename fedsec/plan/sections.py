@@ -41,6 +41,7 @@ class FederationSection(Section):
     fraction: UnitInterval = Field(1.0, description="share of the clients asked in each round; never counted as amplification")
     min_clients: PositiveInt = Field(2, description="fewest valid updates a round needs; below it the model stays as it was")
     round_timeout_s: PositiveFinite = Field(600.0, description="seconds after which a round goes on without the missing clients")
+    join_timeout_s: PositiveFinite = Field(30.0, description="seconds to wait for all clients to be online before the first round")
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = Field(
         1, description="seed of partition, initial weights and, in simulation, all noise"
     )

@@ -1,0 +1,1 @@
+"""Faults and attacks for simulations; knows nothing of Flower."""
