@@ -9,9 +9,7 @@ each way's clipped sum is compared with ours.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import time
 import warnings
 from collections.abc import Callable
@@ -21,11 +19,10 @@ from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientCli
 from opacus.optimizers import DPOptimizer
 from opacus.optimizers.optimizer_fast_gradient_clipping import DPOptimizerFastGradientClipping
 from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional
 
+from experiments.bench.table import Row, parser, show
 from fedsec.privacy.bookkeeping import BookKeepingEngine
 from fedsec.privacy.clipping import FunctionalEngine
 
@@ -134,21 +131,14 @@ def best_ms(ways: dict[str, Way], rounds: int) -> dict[str, float]:
     return best
 
 
-def measure(rounds: int) -> list[dict[str, str | float]]:
-    rows: list[dict[str, str | float]] = []
+def measure(rounds: int) -> list[Row]:
+    rows = []
     for what, (make, shape) in CASES.items():
         ways = ways_of(make, shape)
         check_agreement(what, ways)
         best = best_ms(ways, rounds)
         rows += [
-            {
-                "what": what,
-                "ours": best[OURS],
-                "peer": peer,
-                "peer_name": name,
-                "unit": f"ms per batch of {BATCH}",
-                "ratio": peer / best[OURS],
-            }
+            Row(what=what, ours=best[OURS], peer=peer, peer_name=name, unit=f"ms per batch of {BATCH}")
             for name, peer in best.items()
             if name != OURS
         ]
@@ -156,24 +146,14 @@ def measure(rounds: int) -> list[dict[str, str | float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--rounds", type=int, default=15, help="rounds of measurement (default: 15)")
-    arguments = parser.parse_args()
+    made = parser(__doc__ or "")
+    made.add_argument("--rounds", type=int, default=15, help="rounds of measurement (default: 15)")
+    arguments = made.parse_args()
     if arguments.rounds < 1:
-        parser.error("--rounds must be at least 1")
+        made.error("--rounds must be at least 1")
     warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
     torch.set_num_threads(1)
-    rows = measure(arguments.rounds)
-    if arguments.json:
-        print(json.dumps({"rows": rows}))
-        return
-    table = Table(title=f"Clipping the gradients of {BATCH} records, one thread; ratio over 1: ours is faster")
-    for column in ("model", "ours, ms", "peer, ms", "peer", "ratio"):
-        table.add_column(column, justify="left" if column in ("model", "peer") else "right")
-    for row in rows:
-        table.add_row(str(row["what"]), f"{row['ours']:.2f}", f"{row['peer']:.2f}", str(row["peer_name"]), f"{row['ratio']:.2f}")
-    Console().print(table)
+    show(f"Clipping the gradients of {BATCH} records, one thread", measure(arguments.rounds), as_json=arguments.json)
 
 
 if __name__ == "__main__":
