@@ -117,6 +117,7 @@ def _build_loop(grid: Grid, setup: ServerSetup) -> tuple[FederationLoop, Federat
         evaluate=CentralEvaluator(model=model, data=data, device=plan.training.device),
         epsilon=lambda segments: _epsilon(segments, plan.privacy.delta),
         on_round=session.on_round,
+        on_answers=session.on_answers,
         stop=session.stop,
     )
     loop = FederationLoop(

@@ -21,12 +21,14 @@ class Session:
     Attributes:
         on_start: told the rows that a resumed run already has.
         on_round: told every round as it ends.
+        on_answers: told (answers so far, clients asked) while a round waits.
         stop: set it to end the run with a usable result.
         result: the run's result, once it has one.
     """
 
     on_start: Callable[[tuple[RoundRow, ...]], None] = lambda _rows: None
     on_round: Callable[[RoundRow], None] = lambda _row: None
+    on_answers: Callable[[int, int], None] = lambda _answered, _asked: None
     stop: threading.Event = field(default_factory=threading.Event)
     result: RunResult | None = None
 

@@ -113,7 +113,7 @@ def _run(plan: Plan, folder: RunFolder, *, engine: EngineName, workers: int | No
         title=plan.name,
         quiet=quiet,
     )
-    session = Session(on_start=progress.on_start, on_round=progress.on_round)
+    session = Session(on_start=progress.on_start, on_round=progress.on_round, on_answers=progress.clients_answered)
     apps: Any = {"server_app": server.app.app, "client_app": client.app.app, "num_nodes": plan.federation.num_clients}
     with listening(session), _stopping_on_signals(session), progress:
         if engine is EngineName.RAY:

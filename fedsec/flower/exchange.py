@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -22,13 +22,28 @@ class StopRequested(Exception):  # noqa: N818 - not an error: someone asked the 
     """The run was asked to stop while it waited for replies."""
 
 
-def exchange(grid: Grid, messages: Iterable[Message], *, timeout_s: float, stop: threading.Event) -> list[Message]:
+def exchange(
+    grid: Grid,
+    messages: Iterable[Message],
+    *,
+    timeout_s: float,
+    stop: threading.Event,
+    on_answers: Callable[[int, int], None] = lambda _answered, _asked: None,
+) -> list[Message]:
     """Push ``messages`` and return the replies that came within ``timeout_s`` seconds, in order of arrival.
+
+    Args:
+        grid: where to.
+        messages: what to send.
+        timeout_s: seconds to wait at most.
+        stop: set by whoever wants the wait to end.
+        on_answers: told (answers so far, messages sent) whenever answers arrive.
 
     Raises:
         StopRequested: ``stop`` was set while waiting; replies still under way are left alone.
     """
     waiting = set(grid.push_messages(messages))
+    asked = len(waiting)
     deadline = time.monotonic() + timeout_s
     replies: list[Message] = []
     pause = FIRST_POLL_S
@@ -36,6 +51,8 @@ def exchange(grid: Grid, messages: Iterable[Message], *, timeout_s: float, stop:
         arrived = list(grid.pull_messages(waiting))
         replies += arrived
         waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
+        if arrived:
+            on_answers(len(replies), asked)
         if stop.is_set():
             raise StopRequested
         if not waiting or time.monotonic() >= deadline:

@@ -69,6 +69,7 @@ class LoopServices:
         evaluate: arrays of the released model → how good it is.
         epsilon: spends → (PRV, RDP) epsilon at the plan's delta; called only with privacy on.
         on_round: told every finished round.
+        on_answers: told (answers so far, clients asked) while a round waits.
         stop: set to end the run after the current wait.
     """
 
@@ -76,6 +77,7 @@ class LoopServices:
     epsilon: Callable[[Segments], tuple[float, float]]
     on_round: Callable[[RoundRow], None]
     stop: threading.Event
+    on_answers: Callable[[int, int], None] = lambda _answered, _asked: None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -210,7 +212,8 @@ class FederationLoop:
         nodes = {self.clients[name]: name for name in names}
         messages = [make_request(request, node_id=node, message_type=message_type, arrays=arrays) for node in nodes]
         timeout_s = self.plan.federation.round_timeout_s
-        replies = exchange(self.grid, messages, timeout_s=timeout_s, stop=self.services.stop)
+        on_answers = self.services.on_answers
+        replies = exchange(self.grid, messages, timeout_s=timeout_s, stop=self.services.stop, on_answers=on_answers)
         return {nodes[reply.metadata.src_node_id]: reply for reply in replies if reply.metadata.src_node_id in nodes}
 
     def _about(self, reply: Message, phase: str, *, expected: str | None = None) -> About:

@@ -65,8 +65,8 @@ def interpolate(points: list[int], shares: list[str]) -> str:
     return little(total % P)
 
 
-def mask(seed: bytes, context: bytes, words: int) -> list[int]:
-    key = labelled_hash("mask-key", seed, context)[:16]
+def mask(kind: str, seed: bytes, context: bytes, words: int) -> list[int]:
+    key = labelled_hash(f"{kind}-mask-key", seed, context)[:16]
     return list(struct.unpack(f"<{words}I", aes_ctr(key, 0, 4 * words)))
 
 
@@ -241,7 +241,7 @@ def cohorts() -> dict:
         (9, 0, 3),
     ]:
         c = next(c for c in range(size + 1) if tail(population, corrupt, size, c) <= Fraction(1, 2**40))
-        bounds.append({"population": population, "corrupt": corrupt, "cohort_size": size, "expected": max(c, 1)})
+        bounds.append({"population": population, "corrupt": corrupt, "cohort_size": size, "draws": draws, "expected": max(c, 1)})
     return {"assignments": assignments, "limits": limits, "bounds": bounds}
 
 
@@ -298,18 +298,20 @@ def masking() -> dict:
     for a, b in [(0, 1), (0, 2), (1, 2)]:
         shared = keys[a].exchange(keys[b].public_key())
         i, j = indices[a], indices[b]
-        seed = seeds[i, j] = hkdf((V1 + "pair-seed").encode(), shared, context + pair(i, j))
+        public = [keys[end].public_key().public_bytes_raw() for end in (a, b)]
+        seed = seeds[i, j] = hkdf(context, shared, (V1 + "pair-seed").encode() + pair(i, j) + b"".join(public))
         tag = labelled_hash("edge-tag", seed, context, pair(i, j))
-        pairs.append({"shared_secret": shared.hex(), "pair": [i, j], "seed": seed.hex(), "edge_tag": tag.hex()})
+        row = {"shared_secret": shared.hex(), "pair": [i, j], "public_keys": [key.hex() for key in public]}
+        pairs.append(row | {"seed": seed.hex(), "edge_tag": tag.hex()})
     words = 9
     masked = []
     for i, index in enumerate(indices):
         vector = [(100 * index + j) if j % 2 else RING - index - j for j in range(words)]
         self_seed = expand(f"masking/self/{index}", 32)
-        total = [(x + m) % RING for x, m in zip(vector, mask(self_seed, context, words), strict=True)]
+        total = [(x + m) % RING for x, m in zip(vector, mask("self", self_seed, context, words), strict=True)]
         for other in indices[:i] + indices[i + 1 :]:
             sign = 1 if index < other else -1
-            edge = mask(seeds[min(index, other), max(index, other)], context, words)
+            edge = mask("pair", seeds[min(index, other), max(index, other)], context, words)
             total = [(x + sign * m) % RING for x, m in zip(total, edge, strict=True)]
         row = {
             "index": index,
@@ -318,7 +320,7 @@ def masking() -> dict:
             "commitment": labelled_hash("seed-commitment", self_seed).hex(),
         }
         masked.append(row | {"expected": total})
-    long = mask(expand("masking/long", 32), context, 70001)
+    long = mask("self", expand("masking/long", 32), context, 70001)
     digest = hashlib.sha256(struct.pack("<70001I", *long)).hexdigest()
     streams = [
         {"id": "long", "comment": "more words than one piece", "seed": expand("masking/long", 32).hex(), "words": 70001, "sha256": digest}
@@ -343,6 +345,8 @@ def sketch() -> dict:
         expected = [sum(r * v for r, v in zip(row, x, strict=True)) for row in matrix]
         row = {"id": name, "comment": comment, "root": root.hex(), "nonce": nonce.hex(), "num_rows": num_rows, "dimension": dimension}
         row |= {"seed": seed.hex(), "entries_sha256": hashlib.sha256(entries).hexdigest(), "first_entries": matrix[0][:40]}
+        words = [v % RING for v in x]
+        row["ring_expected"] = [sum(r * w for r, w in zip(row_of_r, words, strict=True)) % RING for row_of_r in matrix]
         rows.append(row | {"x_little_endian_shake256_of": name + "/x", "x_start": x[:4], "expected": expected})
     return {"products": rows}
 
