@@ -230,17 +230,19 @@ def cohorts() -> dict:
         for n, c in [(4, 1), (5, 1), (10, 1), (20, 2), (64, 6), (64, 19)]
     ]
     bounds = []
-    for population, corrupt, size in [
-        (1000, 50, 64),
-        (1000, 50, 63),
-        (1000, 50, 62),
-        (1000, 100, 64),
-        (300, 30, 60),
-        (100, 3, 50),
-        (40, 2, 40),
-        (9, 0, 3),
+    for population, corrupt, size, draws in [
+        (1000, 50, 64, 1),
+        (1000, 50, 64, 16),
+        (1000, 50, 63, 1),
+        (1000, 50, 62, 1),
+        (1000, 50, 63, 16 * 52),
+        (1000, 100, 64, 1),
+        (300, 30, 60, 5),
+        (100, 3, 50, 2),
+        (40, 2, 40, 1),
+        (9, 0, 3, 3),
     ]:
-        c = next(c for c in range(size + 1) if tail(population, corrupt, size, c) <= Fraction(1, 2**40))
+        c = next(c for c in range(size + 1) if draws * tail(population, corrupt, size, c) <= Fraction(1, 2**40))
         bounds.append({"population": population, "corrupt": corrupt, "cohort_size": size, "draws": draws, "expected": max(c, 1)})
     return {"assignments": assignments, "limits": limits, "bounds": bounds}
 

@@ -1,0 +1,1 @@
+"""Secure aggregation: fixed point, secret sharing, cohorts, masks, sketches, and the protocol over them."""

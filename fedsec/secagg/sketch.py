@@ -1,0 +1,258 @@
+"""Linear sketches of updates: a public random matrix R drawn after all uploads are fixed, and exact checks against it.
+
+1. R is k x d with entries -1, 0, 0, +1 (each of the four with probability 1/4), from AES-128-CTR under a hash of the root over all
+   uploads and the server's committed nonce. Nobody knows it before the uploads are fixed.
+2. **The zeros matter.** 2**31 and -2**31 are one residue modulo 2**32, so 2**31 put on two coordinates vanishes from every sketch
+   of only ±1 entries, in whatever ring it is looked at. Here one of the two entries is 0 with probability 1/2.
+3. **Sketches are integers**, never compared modulo 2**32: who claims R·V - 2**32·z for a poison V passes a check modulo 2**32.
+4. The norm gate is an exact comparison of integers, and comes before any rule that looks at the sketches.
+
+How R is read off the key stream: rows come in groups of eight, and group g has a stream of its own (counter block: g in the upper
+64 bits). Its j-th 16-bit word, little-endian, belongs to coordinate j: entry 8g + i is bit 2i minus bit 2i + 1. So R for fewer rows or
+coordinates is a corner of R for more.
+
+How R·x is computed without ever writing R down: the entries of x are summed into 65536 buckets, by their words of one row group;
+which bucket counts with which sign in which row does not depend on x ("mailman", Liberty and Zucker 2009). Eight rows cost one
+pass over x.
+
+Exactness. |x_j| <= 2**32 is checked. Buckets are float64 sums over pieces of at most 2**18 entries, so every partial sum of any
+subset, in any order, is an integer of magnitude at most 2**50 < 2**53 and therefore exact. Pieces are added in int64: with d <= 2**26
+entries |R·x| <= 2**58 < 2**63. A sum X of up to 2**10 encoded vectors has |X_j| < 2**31, and the right-hand side, a sum of up to 2**10
+int32 sketches, stays under 2**41.
+
+Source: design note SECAGG, stages 4 and 7; Achlioptas 2003 for this distribution (scaled); the norm: E‖R·x‖² = k/2 · ‖x‖².
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from fedsec.codec import digest
+from fedsec.errors import LocalProtocolError, VerificationError
+from fedsec.secagg.labels import (
+    MAX_COHORT,
+    MAX_DIMENSION,
+    MAX_NORM_SLACK,
+    MAX_SKETCH_ROWS,
+    ROWS_PER_WORD,
+    SEED_BYTES,
+    STREAM_KEY_BYTES,
+    Label,
+)
+
+_WORD_BYTES = 2
+_BUCKETS = 1 << (8 * _WORD_BYTES)
+_PIECE = 1 << 18  # entries at a time; the proof of exactness assumes no more
+_MAX_ENTRY = 1 << 32
+_ZEROS = memoryview(bytes(_PIECE * _WORD_BYTES))
+_BLOCK_BYTES = 16
+
+Sketch = npt.NDArray[np.int32]
+IntegerVector = npt.NDArray[np.int32] | npt.NDArray[np.uint32] | npt.NDArray[np.int64]
+
+
+def _byte_entries() -> npt.NDArray[np.float64]:
+    """[256, 4]: the four entries that each byte of a word stands for."""
+    bits = (np.arange(256)[:, None] >> np.arange(8)) & 1
+    entries: npt.NDArray[np.float64] = (bits[:, 0::2] - bits[:, 1::2]).astype(np.float64)
+    return entries
+
+
+_BYTE_ENTRIES = _byte_entries()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SketchMatrix:
+    """R: public, known to everybody after the uploads are fixed.
+
+    Attributes:
+        seed: 32 bytes, see :meth:`derive`.
+        num_rows: k, a multiple of 8.
+        dimension: d.
+        keep: keep the words of R in memory after their first use, one byte for each of the k·d entries. For a process that makes
+            many sketches with one R; the results are the same.
+
+    Raises:
+        ValueError: a number out of range, or a seed of another length.
+    """
+
+    seed: bytes
+    num_rows: int
+    dimension: int
+    keep: bool = False
+    _kept: dict[int, npt.NDArray[np.intp]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if len(self.seed) != SEED_BYTES:
+            raise ValueError(f"a seed has {SEED_BYTES} bytes, not {len(self.seed)}")
+        if not (ROWS_PER_WORD <= self.num_rows <= MAX_SKETCH_ROWS and self.num_rows % ROWS_PER_WORD == 0):
+            raise ValueError(f"{self.num_rows} rows: expected a multiple of {ROWS_PER_WORD}, up to {MAX_SKETCH_ROWS}")
+        if not 1 <= self.dimension <= MAX_DIMENSION:
+            raise ValueError(f"dimension {self.dimension} is not in 1..{MAX_DIMENSION}")
+
+    @classmethod
+    def derive(cls, root: bytes, nonce: bytes, *, num_rows: int, dimension: int, keep: bool = False) -> Self:
+        """R of a round: drawn from the root over all signed upload hashes and the nonce that the server had committed to."""
+        return cls(seed=digest(Label.SKETCH_SEED, root, nonce), num_rows=num_rows, dimension=dimension, keep=keep)
+
+    def product(self, x: IntegerVector) -> npt.NDArray[np.int64]:
+        """R·x over the integers.
+
+        Guarantee: exact for every input that is not refused (module docstring).
+
+        Args:
+            x: int32, uint32 or int64 [dimension], entries of magnitude at most 2**32.
+
+        Returns:
+            int64 [num_rows].
+
+        Raises:
+            ValueError: wrong dtype or shape, or an entry too large.
+        """
+        if x.dtype not in (np.int32, np.uint32, np.int64) or x.shape != (self.dimension,):
+            raise ValueError(f"x is {x.dtype} {x.shape}, expected 32- or 64-bit integers ({self.dimension},)")
+        if x.dtype == np.int64 and not (int(x.max()) <= _MAX_ENTRY and int(x.min()) >= -_MAX_ENTRY):
+            raise ValueError("an entry of x is over 2**32")
+        weights = x.astype(np.float64)
+        result = np.zeros((self.num_rows // ROWS_PER_WORD, ROWS_PER_WORD), dtype=np.int64)
+        for group in range(len(result)):
+            for start, words in self._pieces(group):
+                result[group] += _bucket_sums(words, weights[start : start + len(words)])
+        return result.reshape(self.num_rows)
+
+    def ring_product(self, words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+        """R·w modulo ``2**32``, uint32 [num_rows]: the only form in which a client may show the sketch of a mask (BLAME).
+
+        Over the integers it would tell how often mask and update together passed ``2**32``, which the upload hides.
+
+        Args:
+            words: uint32 [dimension], a mask or a masked vector.
+
+        Raises:
+            ValueError: wrong dtype or shape.
+        """
+        if words.dtype != np.uint32:
+            raise ValueError(f"words are {words.dtype}, expected uint32")
+        return self.product(words).astype(np.uint32)  # two's complement: the residue modulo 2**32
+
+    def entries(self, first_row: int, last_row: int) -> npt.NDArray[np.int8]:
+        """Rows ``first_row`` to ``last_row - 1`` of R written out: int8 [rows, dimension]; for small cases and checks.
+
+        Raises:
+            ValueError: not a range of rows of R.
+        """
+        if not 0 <= first_row <= last_row <= self.num_rows:
+            raise ValueError(f"rows {first_row} to {last_row} of {self.num_rows}")
+        written = np.empty((last_row - first_row, self.dimension), dtype=np.int8)
+        for row in range(first_row, last_row):
+            group, place = divmod(row, ROWS_PER_WORD)
+            for start, words in self._pieces(group):
+                entry = ((words >> (2 * place)) & 1) - ((words >> (2 * place + 1)) & 1)
+                written[row - first_row, start : start + len(words)] = entry
+        return written
+
+    def _pieces(self, group: int) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
+        """``(first coordinate, words)`` over the words of one row group; each array is valid until the next is asked for."""
+        if group in self._kept:
+            words = self._kept[group]
+        elif self.keep:
+            words = self._kept[group] = np.concatenate([piece.copy() for _, piece in self._generate(group)])
+        else:
+            yield from self._generate(group)
+            return
+        for start in range(0, self.dimension, _PIECE):
+            yield start, words[start : start + _PIECE]
+
+    def _generate(self, group: int) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
+        key = digest(Label.SKETCH_KEY, self.seed)[:STREAM_KEY_BYTES]
+        counter = group.to_bytes(8, "big") + bytes(8)
+        stream = Cipher(algorithms.AES(key), modes.CTR(counter)).encryptor()
+        most = min(self.dimension, _PIECE)
+        # Older releases of cryptography ask for room for one block more than is written.
+        read = np.empty(most + _BLOCK_BYTES // _WORD_BYTES, dtype="<u2")
+        raw = read.view(np.uint8).data
+        words = np.empty(most, dtype=np.intp)  # what bincount wants; made once, or it would convert into fresh memory each time
+        for start in range(0, self.dimension, _PIECE):
+            count = min(_PIECE, self.dimension - start)
+            stream.update_into(_ZEROS[: count * _WORD_BYTES], raw)
+            words[:count] = read[:count]
+            yield start, words[:count]
+
+
+def _bucket_sums(words: npt.NDArray[np.intp], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Eight rows of R·x over one piece: int64 [8]; exact, see the module."""
+    buckets = np.bincount(words, weights=weights, minlength=_BUCKETS).reshape(256, 256)  # [high byte, low byte]
+    low, high = buckets.sum(axis=0), buckets.sum(axis=1)
+    return np.concatenate([low @ _BYTE_ENTRIES, high @ _BYTE_ENTRIES]).astype(np.int64)
+
+
+def make_sketch(matrix: SketchMatrix, encoded: npt.NDArray[np.int32]) -> Sketch:
+    """A client's sketch ``s = R·encode(x)``.
+
+    Args:
+        matrix: R of the round.
+        encoded: int32 [d], as masked and uploaded.
+
+    Returns:
+        int32 [k].
+
+    Raises:
+        LocalProtocolError: a row does not fit 32 bits; under the static checks of fixedpoint.py that happens to an encoded update
+            with probability under k * 2**-57, so the vector was not encoded.
+    """
+    rows = matrix.product(encoded)
+    limits = np.iinfo(np.int32)
+    if int(rows.max()) > limits.max or int(rows.min()) < limits.min:
+        raise LocalProtocolError("a sketch row passes 32 bits: the vector is not an encoded update")
+    return rows.astype(np.int32)
+
+
+def verify_norm(sketch: Sketch, *, norm_bound: int, slack: float) -> None:
+    """The norm gate: ``‖s‖² <= u · k/2 · L²``, compared exactly.
+
+    An update of norm L has ‖s‖² near k/2 · L²; u is how far past that its sketch may lie.
+
+    Args:
+        sketch: int32 [k].
+        norm_bound: L, in ring steps.
+        slack: u, over 1 and under 4.
+
+    Raises:
+        ValueError: a parameter out of range, another dtype or shape.
+        VerificationError: the sketch is too long for any update within the bound.
+    """
+    if sketch.dtype != np.int32 or sketch.ndim != 1 or not len(sketch):
+        raise ValueError(f"sketch is {sketch.dtype} {sketch.shape}, expected int32 [k]")
+    if not (1 < slack < MAX_NORM_SLACK and norm_bound >= 1):
+        raise ValueError(f"slack {slack} or norm bound {norm_bound} is out of range")
+    squares = sum(value * value for value in sketch.tolist())
+    if 2 * squares > Fraction(slack) * len(sketch) * norm_bound**2:
+        raise VerificationError("the sketch is longer than the norm bound allows")
+
+
+def verify_opening(matrix: SketchMatrix, total: npt.NDArray[np.int32], sketches: npt.NDArray[np.int32]) -> None:
+    """The opening check: ``R·X = Σ s`` exactly, over the integers.
+
+    Args:
+        matrix: R of the round.
+        total: X, int32 [d]: the opened sum over the accepted clients, lifted and within n·L (fixedpoint.py, ``lift``).
+        sketches: int32 [a, k], one row for each accepted client.
+
+    Raises:
+        ValueError: other dtypes or shapes.
+        VerificationError: the sums differ: X must not be used.
+    """
+    if total.dtype != np.int32:
+        raise ValueError(f"total is {total.dtype}, expected int32")
+    if sketches.dtype != np.int32 or sketches.ndim != 2 or sketches.shape[1] != matrix.num_rows or not 1 <= len(sketches) <= MAX_COHORT:
+        raise ValueError(f"sketches are {sketches.dtype} {sketches.shape}, expected int32 [1 to {MAX_COHORT}, {matrix.num_rows}]")
+    differing = int(np.count_nonzero(matrix.product(total) != sketches.sum(axis=0, dtype=np.int64)))
+    if differing:
+        raise VerificationError(f"the opened sum contradicts the sketches in {differing} of {matrix.num_rows} rows")
