@@ -218,8 +218,10 @@ class ClientStore:
 
     @contextlib.contextmanager
     def _commit(self, head_after: str) -> Iterator[sqlite3.Connection]:
-        """One transaction, the commit counter with it; then the anchor. Without its anchor written, the store takes no further commit:
-        the next opening can mend an anchor that is one behind, not one that is two behind."""
+        """One transaction, the commit counter with it; then the anchor.
+
+        Without its anchor written the store takes no further commit: the next opening can mend an anchor that is one behind, not two.
+        """
         if self._behind:
             raise StorageError(f"the anchor in {self._folder} could not be written; mend that (disk full?) and open the store again")
         connection = self._connection
