@@ -194,7 +194,10 @@ def weaken(folder):
         (lambda f: (f / "anchor.json").write_text((f / "anchor.json").read_text().replace('"counter": 6', '"counter": 3')), "does not fit"),
         (lambda f: (f / "store.sqlite").unlink(), "forgotten"),
         (lambda f: (f / "store.sqlite").write_bytes(b"not a database at all" * 100), "cannot be used"),
-        (lambda f: (f / "store.sqlite").write_bytes((f / "store.sqlite").read_bytes()[:5000]), "cannot be used|failed|damaged|lacks|does not fit"),
+        (
+            lambda f: (f / "store.sqlite").write_bytes((f / "store.sqlite").read_bytes()[:5000]),
+            "cannot be used|failed|damaged|lacks|does not fit",
+        ),
     ],
 )
 def test_a_store_that_was_touched_is_refused(tmp_path, tamper, message):

@@ -225,7 +225,9 @@ class FederationLoop:
             raise PeerError(sender, phase, "the reply is for another run, or from another client")
         return about
 
-    def _validate(self, server_round: int, replies: dict[str, Message], selected: Sequence[str]) -> tuple[list[ValidUpdate], list[tuple[str, str]]]:
+    def _validate(
+        self, server_round: int, replies: dict[str, Message], selected: Sequence[str]
+    ) -> tuple[list[ValidUpdate], list[tuple[str, str]]]:
         updates, refused = [], []
         for name in selected:
             if (reply := replies.get(name)) is None:

@@ -22,10 +22,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn
 
 import numpy as np
+
+from fedsec.flower.frames import receive_frames, send_frames
 
 Handler = Callable[[list[bytes]], list[bytes]]
 
@@ -33,10 +35,6 @@ LIVENESS_S = 1.0
 """How often a waiting parent looks whether its worker is still there, should the socket be held open by someone else."""
 CLOSE_GRACE_S = 1.0
 """How long a busy worker may finish what it does before it is killed; every store on disk survives a kill."""
-MAX_BUFFERS = 512
-"""Buffers in one ``sendmsg``; the system's own limit is 1024."""
-MAX_CHUNK = 1 << 30
-"""Bytes in one ``recv``, which then waits for all of them: one allocation and one copy for an array."""
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Read by the numeric libraries when they are loaded."""
@@ -53,63 +51,6 @@ _M_MMAP_THRESHOLD = -3
 
 class WorkerLostError(Exception):
     """The worker process is gone; the message says how it ended."""
-
-
-# --- Frames over a socket -------------------------------------------------------------------------------------------------------
-
-
-def send_frames(sock: socket.socket, frames: Sequence[bytes], alive: Callable[[], bool] = lambda: True) -> None:
-    """Send ``frames`` straight from where they lie: a count, their lengths, then the bytes.
-
-    Raises:
-        EOFError: the other side is gone.
-    """
-    header = struct.pack(f"<I{len(frames)}Q", len(frames), *(len(frame) for frame in frames))
-    pending = [memoryview(part) for part in (header, *frames) if part]
-    first = 0
-    while first < len(pending):
-        try:
-            sent = sock.sendmsg(pending[first : first + MAX_BUFFERS])
-        except (BlockingIOError, TimeoutError):
-            if alive():
-                continue
-            raise EOFError from None
-        except OSError:
-            raise EOFError from None
-        while first < len(pending) and sent >= len(pending[first]):
-            sent -= len(pending[first])
-            first += 1
-        if sent:
-            pending[first] = pending[first][sent:]
-
-
-def receive_frames(sock: socket.socket, alive: Callable[[], bool] = lambda: True) -> list[bytes]:
-    """Receive what :func:`send_frames` sent.
-
-    Raises:
-        EOFError: the other side is gone.
-    """
-    (count,) = struct.unpack("<I", _receive(sock, 4, alive))
-    lengths = struct.unpack(f"<{count}Q", _receive(sock, 8 * count, alive))
-    return [_receive(sock, length, alive) for length in lengths]
-
-
-def _receive(sock: socket.socket, length: int, alive: Callable[[], bool]) -> bytes:
-    chunks: list[bytes] = []
-    while length:
-        try:
-            chunk = sock.recv(min(length, MAX_CHUNK), socket.MSG_WAITALL)
-        except (BlockingIOError, TimeoutError):
-            if alive():
-                continue
-            raise EOFError from None
-        except OSError:
-            raise EOFError from None
-        if not chunk:
-            raise EOFError
-        chunks.append(chunk)
-        length -= len(chunk)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 # --- The parent's side ----------------------------------------------------------------------------------------------------------

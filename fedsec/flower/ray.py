@@ -14,31 +14,27 @@ import contextlib
 import importlib.util
 import logging
 import os
-import queue
 import secrets
 import shutil
 import signal
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import Context, Message, UserConfigValue
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import ServerApp
 
-from fedsec.errors import ConfigError, FedsecError, LocalProtocolError
+from fedsec.errors import ConfigError, LocalProtocolError
 from fedsec.flower import compat
-from fedsec.flower.grid import WaitingGrid
+from fedsec.flower.engine_thread import EngineGrid, EngineThread
 from fedsec.flower.leftovers import Process, descendants, end_processes, kill_processes, named
 from fedsec.flower.local import checked_workers
 from fedsec.flower.node import run_client
 
-POLL_S = 0.02
-"""Pause between two looks at Flower's state, which lies in this process."""
 STOP_GRACE_S = 3.0
 """How long clients that are still busy may hold up the end of a run; Flower's own threads need a second of it."""
 
@@ -81,88 +77,6 @@ class OneThreadClient:
             context.run_config = before  # Flower refuses a context whose run config comes back changed
 
 
-class _Engine(threading.Thread):
-    """Flower's engine in a thread; the ServerApp it runs only hands its grid over and waits."""
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(name="fedsec-ray-engine", daemon=True)
-        self._arguments = arguments
-        self._handed: queue.SimpleQueue[tuple[Grid, Context]] = queue.SimpleQueue()
-        self._over = threading.Event()
-        self.failure: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            compat.run_simulation_engine(server_app=self._hand_over, **self._arguments)
-        except BaseException as error:  # noqa: BLE001 - reported in the caller's thread
-            self.failure = error
-
-    def _hand_over(self, grid: Grid, context: Context) -> None:
-        self._handed.put((grid, context))
-        self._over.wait()
-
-    def take(self, num_nodes: int) -> tuple[Grid, Context]:
-        """Wait for the grid, until all nodes are on it: Flower starts the ServerApp first and makes its nodes meanwhile."""
-        handed: tuple[Grid, Context] | None = None
-        while handed is None or len(list(handed[0].get_node_ids())) < num_nodes:
-            self.check()
-            if handed is not None:
-                time.sleep(POLL_S)
-                continue
-            with contextlib.suppress(queue.Empty):
-                handed = self._handed.get(timeout=POLL_S)
-        return handed
-
-    def check(self) -> None:
-        """Raise if the engine has ended before its time.
-
-        Raises:
-            FedsecError: it has; says why.
-        """
-        if not self.is_alive():
-            cause = self.failure.__cause__ or self.failure if self.failure is not None else None
-            raise FedsecError(f"Flower's Simulation Engine ended early: {cause}") from self.failure
-
-    def finish(self) -> None:
-        """Let the ServerApp that Flower runs return, upon which Flower stops."""
-        self._over.set()
-
-
-class EngineGrid(WaitingGrid):
-    """Flower's own grid, which would wait for ever if the engine behind it ended."""
-
-    def __init__(self, inner: Grid, check: Callable[[], None]) -> None:
-        self._inner = inner
-        self._check = check
-
-    def set_run(self, run: Any) -> None:
-        """See ``Grid``."""
-        self._inner.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """See ``Grid``."""
-        return self._inner.run
-
-    def get_node_ids(self) -> Iterable[int]:
-        """See ``Grid``."""
-        return self._inner.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """See ``Grid``."""
-        self._check()
-        return self._inner.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """See ``Grid``."""
-        self._check()
-        return self._inner.pull_messages(message_ids)
-
-    def wait_for_replies(self, message_ids: Collection[str], timeout_s: float) -> None:  # noqa: ARG002 - Flower's state can only be polled
-        """A pause."""
-        time.sleep(min(timeout_s, POLL_S))
-
-
 def run_ray(
     *,
     server_app: ServerApp,
@@ -192,7 +106,7 @@ def run_ray(
     compat.disable_telemetry()
     compat.check_compat(simulation=True)
     with compat.quiet_logger(logging.CRITICAL + 1), _own_ray(workers) as processes:
-        engine = _Engine(
+        engine = EngineThread(
             client_app=OneThreadClient(client_app, dict(run_config)),
             num_nodes=num_nodes,
             run_id=secrets.randbits(62) + 1,

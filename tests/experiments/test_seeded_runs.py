@@ -4,7 +4,17 @@ from pathlib import Path
 import pytest
 
 import experiments.seeded_runs as seeded
-from experiments.seeded_runs import Interval, Job, ResultsFile, markdown_table, privacy_overrides, replace_block, run_all, run_job, student_interval
+from experiments.seeded_runs import (
+    Interval,
+    Job,
+    ResultsFile,
+    markdown_table,
+    privacy_overrides,
+    replace_block,
+    run_all,
+    run_job,
+    student_interval,
+)
 from fedsec.errors import FedsecError, StorageError
 
 
@@ -47,6 +57,12 @@ def test_a_run_is_started_as_a_user_would():
     ]  # fmt: skip
 
 
+def test_the_command_on_record_names_no_folder_of_this_machine():
+    shown = a_job(plan=seeded.ROOT / "experiments" / "heart_disease" / "plan.toml").shown()
+    assert shown.startswith("python -m fedsec simulate experiments/heart_disease/plan.toml --set ")
+    assert str(seeded.ROOT) not in shown
+
+
 def test_finished_rows_are_found_again_and_a_changed_plan_is_not(tmp_path):
     file = ResultsFile(tmp_path / "results.json")
     file.add(a_row(a_job()))
@@ -84,8 +100,8 @@ def test_a_series_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(seeded, "run_job", fake)
     jobs, path = [a_job(1), a_job(2)], tmp_path / "results.json"
     with pytest.raises(FedsecError, match="power"):
-        run_all(jobs, ResultsFile(path), {}, runs=tmp_path, workers=None)
-    rows = run_all(jobs, ResultsFile(path), {}, runs=tmp_path, workers=None)
+        run_all(jobs, ResultsFile(path), {}, accuracy=lambda row: row["result"]["accuracy"], runs=tmp_path, workers=None)
+    rows = run_all(jobs, ResultsFile(path), {}, accuracy=lambda row: row["result"]["accuracy"], runs=tmp_path, workers=None)
     assert started == [1, 2, 2]
     assert [row["seed"] for row in rows] == [1, 2]
     assert [row["seed"] for row in json.loads(path.read_text())["rows"]] == [1, 2]
@@ -95,7 +111,7 @@ def test_the_file_keeps_no_rows_that_were_not_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(seeded, "run_job", lambda job, _runs, *, workers: a_row(job))
     file = ResultsFile(tmp_path / "results.json")
     file.add(a_row(a_job(arm="older setting")))
-    run_all([a_job()], file, {}, runs=tmp_path, workers=None)
+    run_all([a_job()], file, {}, accuracy=lambda row: row["result"]["accuracy"], runs=tmp_path, workers=None)
     assert [row["arm"] for row in json.loads(file.path.read_text())["rows"]] == ["small"]
 
 

@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedsec.errors import ConfigError, FedsecError, LocalProtocolError
+from fedsec.flower import leftovers
 from fedsec.flower.local import run_local, usable_cores
 from fedsec.flower.pool import default_kind
 from fedsec.sim.faults import Fault, FaultPlan
@@ -51,15 +52,11 @@ def partition(context: Context) -> int:
     return context.node_config["partition-id"]
 
 
-def children() -> set[int]:
-    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
-
-
 @pytest.fixture(autouse=True)
 def _no_process_is_left():
-    before = children()
+    before = leftovers.descendants(os.getpid())
     yield
-    assert children() <= before
+    assert leftovers.descendants(os.getpid()) <= before
 
 
 # --- The same as Flower ---------------------------------------------------------------------------------------------------------
@@ -197,15 +194,15 @@ def test_push_and_pull_never_wait_and_each_reply_is_given_out_once(way: dict) ->
         seen["first"] = list(grid.pull_messages(ids))
         seen["took"] = time.monotonic() - started
         replies: list[Message] = []
-        while len(replies) < 4:
+        while len(replies) < 2:
             grid.wait_for_replies(ids, 5.0)
             replies += list(grid.pull_messages(set(ids) - {m.metadata.reply_to_message_id for m in replies}))
         seen["ids"] = {m.metadata.reply_to_message_id for m in replies} == set(ids)
         seen["again"] = [(m.error.code, m.metadata.reply_to_message_id) for m in grid.pull_messages([ids[0], "never-sent"])]
 
-    run(main, lambda message, context: time.sleep(0.4) or reply(message), **way)
+    run(main, lambda message, context: time.sleep(1) or reply(message), nodes=2, **way)
     assert seen["first"] == []
-    assert seen["took"] < 0.4
+    assert seen["took"] < 1
     assert seen["ids"]
     assert seen["again"] == [(3, "message-1"), (3, "never-sent")]
 
@@ -216,17 +213,17 @@ def test_send_and_receive_returns_at_its_timeout_what_came_in_time(way: dict) ->
 
     def train(message: Message, context: Context) -> Message:
         if partition(context) == 3:
-            time.sleep(1.5)
+            time.sleep(4)
         return reply(message, p=partition(context))
 
     def main(grid: Grid, context: Context) -> None:
         started = time.monotonic()
-        seen["got"] = set(values(grid.send_and_receive(ask(grid), timeout=0.5)))
+        seen["got"] = set(values(grid.send_and_receive(ask(grid), timeout=1.5)))
         seen["took"] = time.monotonic() - started
 
     run(main, train, **way)
     assert seen["got"] == {0, 1, 2}
-    assert 0.5 <= seen["took"] < 1.3
+    assert 1.5 <= seen["took"] < 4
 
 
 @each_way
@@ -236,7 +233,7 @@ def test_an_expired_message_is_not_delivered_and_its_reply_is_unavailable(way: d
     def train(message: Message, context: Context) -> Message:
         calls = context.state["n"]["n"] + 1 if "n" in context.state else 1
         context.state["n"] = ConfigRecord({"n": calls})
-        time.sleep(0.4)
+        time.sleep(1)
         return reply(message, p=0, n=calls)
 
     def main(grid: Grid, context: Context) -> None:
@@ -309,20 +306,20 @@ def test_a_dead_worker_is_noticed_even_if_its_own_child_holds_the_connection_ope
 
     def train(message: Message, context: Context) -> Message:
         if os.fork() == 0:
-            time.sleep(8)
+            time.sleep(15)
             os._exit(0)
         os._exit(1)
 
     started = time.monotonic()
     run(lambda grid, context: seen.extend(grid.send_and_receive(ask(grid))), train, nodes=1, kind="fork", workers=1)
     assert [m.error.code for m in seen] == [8]
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 12
 
 
 def test_a_client_that_never_ends_holds_nobody_up() -> None:
     started = time.monotonic()
     run(lambda grid, context: grid.send_and_receive(ask(grid), timeout=0.2), lambda message, context: time.sleep(600), **FORK)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 10
 
 
 SCRIPT = """
@@ -330,6 +327,7 @@ import os, sys, time
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
+from fedsec.flower import leftovers
 from fedsec.flower.local import run_local
 server, client = ServerApp(), ClientApp()
 @client.train()
@@ -338,7 +336,7 @@ def train(message, context):
         print("client prints")
         os.write(1, b"client writes")
     else:
-        print("PID", os.getpid(), file=sys.stderr, flush=True)
+        os.write(2, f"PID {os.getpid()}\\n".encode())
         while True:
             time.sleep(0.1)
     return Message(RecordDict(), reply_to=message)
@@ -507,8 +505,10 @@ def test_faults_do_what_they_say(way: dict) -> None:
         ids = list(grid.push_messages(ask(grid)))
         started, replies = time.monotonic(), []
         arrived: dict[int, float] = {}
-        while time.monotonic() - started < 0.9:
-            grid.wait_for_replies(ids, 0.05)
+        late = False
+        while not late:
+            late = len(arrived) == 3 or time.monotonic() - started > 20
+            grid.wait_for_replies(ids, 0.4 if late else 0.05)
             for message in grid.pull_messages(set(ids) - {m.metadata.reply_to_message_id for m in replies}):
                 replies.append(message)
                 arrived[ids.index(message.metadata.reply_to_message_id)] = time.monotonic() - started
@@ -536,14 +536,14 @@ def test_send_and_receive_waits_for_late_replies_and_for_lost_ones_until_they_ex
     )
     assert set(values(seen)) == {2, 3}
     assert [m.error.code for m in seen if m.has_error()] == [3, 3]
-    assert 1.0 <= time.monotonic() - started < 4
+    assert 1.0 <= time.monotonic() - started < 10
 
 
 def test_random_dropouts_are_the_same_whatever_the_workers() -> None:
     def survivors(**way) -> set[int]:
         seen: list[Message] = []
         run(
-            lambda grid, context: seen.extend(grid.send_and_receive(ask(grid), timeout=0.4)),
+            lambda grid, context: seen.extend(grid.send_and_receive(ask(grid), timeout=1.5)),
             lambda message, context: reply(message, p=partition(context)),
             nodes=20,
             faults=FaultPlan.random(0.5, seed=3),

@@ -23,7 +23,13 @@ CLIENTS = 6
 
 
 def plan_with(*overrides):
-    base = [f"federation.num_clients={CLIENTS}", "federation.rounds=3", "federation.round_timeout_s=5.0", "privacy.unit=none", "privacy.epsilon=inf"]
+    base = [
+        f"federation.num_clients={CLIENTS}",
+        "federation.rounds=3",
+        "federation.round_timeout_s=5.0",
+        "privacy.unit=none",
+        "privacy.epsilon=inf",
+    ]
     return load_plan(overrides=[*base, *overrides])
 
 
@@ -87,7 +93,9 @@ def run_loop(tmp_path, app, plan=None, *, faults=None, stop_after=None):
         outcome["finished"] = loop.run()
         outcome["loop"] = loop
 
-    run_local(server_app=server, client_app=app, num_nodes=plan.federation.num_clients, run_config={}, faults=faults, workers=2, kind="thread")
+    run_local(
+        server_app=server, client_app=app, num_nodes=plan.federation.num_clients, run_config={}, faults=faults, workers=2, kind="thread"
+    )
     return rows, outcome
 
 
@@ -128,7 +136,9 @@ def without(part):
 def npy_that_lies(_message, reply):
     lying = Array(np.zeros(2, np.float32))
     header = lying.data.replace(b"(2,), ", b"(2000000000,), ").replace(b"(2,)", b"(9999999999,)")
-    reply.content["update"] = ArrayRecord({"bias": Array(dtype="float32", shape=(2,), stype="numpy.ndarray", data=header), "weight": Array(np.zeros((2, 3), np.float32))})
+    reply.content["update"] = ArrayRecord(
+        {"bias": Array(dtype="float32", shape=(2,), stype="numpy.ndarray", data=header), "weight": Array(np.zeros((2, 3), np.float32))}
+    )
     return reply
 
 

@@ -1,0 +1,42 @@
+import json
+
+import pytest
+
+from experiments.digits.run import HERE, RESULTS, SEEDS, jobs_of, summary_of, table_of
+from fedsec.plan.load import load_plan
+
+
+@pytest.fixture(scope="module")
+def content():
+    return json.loads(RESULTS.read_text(encoding="utf-8"))
+
+
+def test_the_private_arm_is_the_default_plan_itself():
+    job = jobs_of(1)[0]
+    assert load_plan(job.plan, overrides=job.overrides).digest() == load_plan().digest()
+
+
+def test_the_other_arm_differs_in_privacy_and_learning_rate_only():
+    private, public = (load_plan(job.plan, overrides=job.overrides) for job in jobs_of(1))
+    assert public.is_private is False
+    assert public.data == private.data
+    assert public.federation == private.federation
+    assert public.training.model_copy(update={"learning_rate": private.training.learning_rate}) == private.training
+
+
+def test_results_hold_both_arms_and_every_seed_once(content):
+    assert sorted((row["arm"], row["seed"]) for row in content["rows"]) == sorted((job.arm, job.seed) for job in jobs_of(SEEDS))
+
+
+def test_the_summary_follows_from_the_rows(content):
+    assert summary_of(content["rows"]) == content["summary"]
+
+
+def test_the_targets_are_reached(content):
+    assert content["summary"]["default"]["mean"] >= 0.88
+    assert content["summary"]["no-privacy"]["mean"] >= 0.93
+    assert 7.99 < content["summary"]["default"]["epsilon_prv"] <= 8.0
+
+
+def test_the_page_shows_the_results(content):
+    assert table_of(content) in (HERE / "README.md").read_text(encoding="utf-8")
