@@ -1,7 +1,7 @@
 """The ClientApp: composition root of a participant. The same object runs on every engine; torch is imported only where it trains.
 
-An exception's text travels to the server as the error reply. Our own errors say nothing about single records; the text of any other
-exception might (a model that fails on a record may print it), so only its type leaves, and the rest stays in this client's log.
+An exception's text travels to the server as the error reply. Errors about the request say nothing about records and are sent; of any other
+only the kind leaves, and the rest stays in this client's log: a model that fails on a record may print it, and so may an import.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from collections.abc import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedsec.errors import DataError, FedsecError
+from client.settings import in_simulation
+from fedsec.errors import DecodeError, FedsecError, PeerError, PrivacyBudgetExceeded
+from fedsec.policy import PolicyRefusedError
 
 _logger = logging.getLogger(__name__)
 
@@ -33,13 +35,11 @@ def _discreet(handler: Handler) -> Handler:
     def guarded(message: Message, context: Context) -> Message:
         try:
             return handler(message, context)
-        except DataError:
-            _logger.exception("the records cannot be used")
-            if "partition-id" in context.node_config:
-                raise  # a simulation's records are whoever's runs it
-            raise ClientFailedError("this client's records cannot be used; its own log says why") from None
-        except FedsecError:
-            raise
+        except FedsecError as error:
+            _logger.exception("a request was refused")
+            if in_simulation() or isinstance(error, PolicyRefusedError | PrivacyBudgetExceeded | PeerError | DecodeError):
+                raise  # these speak of the request only; a simulation's records are whoever's runs it
+            raise ClientFailedError(f"this client cannot answer ({error.code}); its own log says why") from None
         except Exception as error:
             _logger.exception("a round failed")
             raise ClientFailedError(f"this client failed with {type(error).__name__}; its own log says where") from None

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -23,7 +24,8 @@ from torch import nn
 from client.localdata import LocalData, local_data
 from client.settings import DeployedClient, SimulatedClient, identify, policy_of
 from client.train import local_update
-from fedsec.clientstore.store import Answered, ClientStore, RoundQuestion
+from fedsec.clientstore.store import FITTED, TRAINED, Answered, ClientStore, RoundQuestion
+from fedsec.codec import digest_json
 from fedsec.errors import ConfigError, DecodeError
 from fedsec.flower import records
 from fedsec.models.evaluation import evaluate
@@ -38,12 +40,14 @@ from fedsec.vectors import FloatArray, Layout, arrays_digest
 
 Client = SimulatedClient | DeployedClient
 
+_logger = logging.getLogger(__name__)
+
 
 def answer_describe(message: Message, node_config: Mapping[str, Any]) -> Message:
     """Who this client is and what it will declare; reads the records only to know that they are there."""
     request, _ = records.read_request(message)
     client = identify(node_config)
-    plan = _plan(request.plan_json)
+    plan = _admitted(request, client)
     policy_of(client, plan).check_training(plan, request.noise_multiplier)
     return records.make_reply(message, _about(client, request, local_data(plan, client)))
 
@@ -58,7 +62,7 @@ def answer_train(message: Message, node_config: Mapping[str, Any]) -> Message:
     """
     request, arrays = records.read_request(message)
     client = identify(node_config)
-    plan = _plan(request.plan_json)
+    plan = _admitted(request, client)
     policy = policy_of(client, plan)
     policy.check_training(plan, request.noise_multiplier)
     _check_model_hash(request, arrays)
@@ -69,6 +73,7 @@ def answer_train(message: Message, node_config: Mapping[str, Any]) -> Message:
         attempt=request.attempt,
         request_hash=request.request_hash(),
         model_hash=request.model_hash,
+        terms=digest_json("fedsec/run-terms/v1", [request.plan_json, request.noise_multiplier.hex()]),
     )
     with _open_store(client, request) as store:
         ticket = store.begin_round(
@@ -95,7 +100,7 @@ def answer_personalise(message: Message, node_config: Mapping[str, Any]) -> Mess
     """Fit the personal parameters to this client's records and keep them; they are never used in training, and never sent."""
     request, arrays = records.read_request(message)
     client = identify(node_config)
-    plan = _plan(request.plan_json)
+    plan = _admitted(request, client)
     _check_model_hash(request, arrays)
     data = local_data(plan, client)
     model, personal_names = _model(plan, data, arrays)
@@ -103,7 +108,7 @@ def answer_personalise(message: Message, node_config: Mapping[str, Any]) -> Mess
         raise ConfigError("the plan has no parameters to fit after the release", field="model.personal")
     fitted = fit_personal(model, personal_names, data.x, data.y, device=plan.training.device)
     with _open_store(client, request) as store:
-        store.set_personal(request.run_id, _encode(fitted))
+        store.set_fitted(request.run_id, _encode(fitted))
     return records.make_reply(message, _about(client, request, data))
 
 
@@ -115,7 +120,7 @@ def answer_evaluate(message: Message, node_config: Mapping[str, Any]) -> Message
     """
     request, arrays = records.read_request(message)
     client = identify(node_config)
-    plan = _plan(request.plan_json)
+    plan = _admitted(request, client)
     policy_of(client, plan).check_evaluation()
     if not plan.federation.evaluate_clients:
         raise ConfigError("the plan does not say that clients report test results", field="federation.evaluate_clients")
@@ -123,14 +128,24 @@ def answer_evaluate(message: Message, node_config: Mapping[str, Any]) -> Message
     data = local_data(plan, client)
     model, _ = _model(plan, data, arrays)
     shared = evaluate(model, data.x_test, data.y_test, num_classes=data.num_classes, device=plan.training.device)
-    with _open_store(client, request) as store:
-        kept = store.personal(request.run_id)
-    personal = shared
+    personal, kept = shared, None
+    if isinstance(
+        client, SimulatedClient
+    ):  # parameters fitted without noise tell of training records: their result never leaves a real client
+        with _open_store(client, request) as store:
+            kept = store.personal(request.run_id, TRAINED if plan.model.personal_fit == "dp" else FITTED)
     if kept is not None:
         set_arrays(model, _decode(kept))
         personal = evaluate(model, data.x_test, data.y_test, num_classes=data.num_classes, device=plan.training.device)
     metrics = {"accuracy": shared.accuracy, "personal_accuracy": personal.accuracy, "num_examples": shared.num_examples}
     return records.make_reply(message, _about(client, request, data), metrics=metrics)
+
+
+def _admitted(request: records.RoundRequest, client: Client) -> Plan:
+    """The plan of a request, once this client's policy lets the code that it names run."""
+    plan = _plan(request.plan_json)
+    policy_of(client, plan).check_code(plan)
+    return plan
 
 
 @lru_cache(maxsize=8)
@@ -193,7 +208,8 @@ def _model(plan: Plan, data: LocalData, arrays: Mapping[str, npt.NDArray[np.gene
         Layout.of(get_arrays(model, shared)).check(arrays)
         set_arrays(model, {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()})
     except ValueError as error:
-        raise DecodeError(f"the model sent is not the plan's: {error}") from None
+        _logger.warning("the model sent does not fit: %s", error)  # the server is not told the shapes that this client's records give
+        raise DecodeError("the model sent is not the plan's") from None
     return model, personal
 
 
@@ -209,7 +225,7 @@ def _train(
     model, personal = _model(plan, data, arrays)
     inside = bool(personal) and plan.model.personal_fit == "dp"
     if inside:
-        kept = store.personal(request.run_id)
+        kept = store.personal(request.run_id, TRAINED)
         if kept is not None:
             set_arrays(model, _decode(kept))
     else:

@@ -1,12 +1,15 @@
 """Who this client is and what it allows: from its own settings, or, in a simulation, from the partition it plays.
 
 1. A deployed client is named by ``fedsec-settings`` in its node config, a file of its own; nothing the server sends replaces it.
-2. A simulated client is one whose operator gave it ``partition-id`` and ``num-partitions``, as Flower's simulation does.
+2. A simulated client has ``partition-id`` and ``num-partitions``, and its operator said that this is a simulation: it runs inside Flower's
+   engine on Ray, or the environment says so (our local engine's does). Flower's guides start deployed nodes with partitions too.
 3. A node with neither refuses to act: it does not know where its data lie or what it may spend.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,8 +21,15 @@ from fedsec.plan.model import Plan
 from fedsec.policy import ClientPolicy
 
 SETTINGS_KEY = "fedsec-settings"
+SIMULATION_VARIABLE = "FEDSEC_SIMULATION"
 _KEYS = {"client_id": str, "home": str, "source": str, "batch_size": int, "policy": dict}
 _POLICY_KEYS = ("epsilon_cap", "delta", "allow_unprotected", "allow_evaluation", "min_noise_multiplier", "model_factories")
+
+
+def in_simulation() -> bool:
+    """Whether whoever started this process said that it simulates; nothing that a server sends can."""
+    ray = sys.modules.get("ray")
+    return os.environ.get(SIMULATION_VARIABLE) == "1" or (ray is not None and ray.is_initialized())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +78,12 @@ def identify(node_config: Mapping[str, Any]) -> SimulatedClient | DeployedClient
     if (path := node_config.get(SETTINGS_KEY)) is not None:
         return read_settings(Path(str(path)))
     partition, count = node_config.get("partition-id"), node_config.get("num-partitions")
+    if type(partition) is int and not in_simulation():
+        raise ConfigError(
+            "this node has a partition but is not part of a simulation",
+            field="node-config",
+            mend=f"give it settings of its own ({SETTINGS_KEY}), or start it with {SIMULATION_VARIABLE}=1 if its records are not private",
+        )
     if type(partition) is int and type(count) is int and 0 <= partition < count:
         return SimulatedClient(partition=partition, num_partitions=count)
     raise ConfigError(
@@ -98,6 +114,8 @@ def read_settings(path: Path) -> DeployedClient:
     factories = policy.get("model_factories", [])
     if not isinstance(factories, list) or not all(isinstance(item, str) for item in factories):
         raise ConfigError("model_factories is a list of module:function", file=str(path))
+    if not Path(raw["home"]).is_absolute():
+        raise ConfigError("home must be an absolute path: elsewhere a new ledger would begin, with the whole budget", file=str(path))
     try:
         limits = ClientPolicy(**{**policy, "model_factories": tuple(factories)})
     except TypeError as error:

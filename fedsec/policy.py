@@ -14,6 +14,15 @@ from fedsec.codec import digest_json
 from fedsec.errors import ConfigError
 from fedsec.plan.model import Plan
 
+MIN_NOISE_MULTIPLIER = 0.01
+MAX_NOISE_MULTIPLIER = 1e6
+"""Beyond these the accountants run out of numbers; no useful run comes near."""
+MIN_DELTA = 1e-30
+
+
+class PolicyRefusedError(ConfigError):
+    """The client's own limits forbid what the plan asks. Its text speaks of the plan only, so it may be sent."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClientPolicy:
@@ -23,7 +32,7 @@ class ClientPolicy:
         epsilon_cap: most that may be spent on its records over all runs, by PRV; infinite only where unprotected training is allowed.
         delta: the delta that the cap is stated at; a plan with a larger one is refused.
         allow_unprotected: whether it trains without differential privacy at all.
-        allow_evaluation: whether its own test result may leave in clear.
+        allow_evaluation: whether its own test result may leave in clear: a release of its records that no epsilon bounds.
         min_noise_multiplier: least sigma over clip norm of one step; 0 leaves it to the cap.
         model_factories: entry points of own models that a plan may name; a plan comes from the server, and naming code is running it.
     """
@@ -36,7 +45,15 @@ class ClientPolicy:
     model_factories: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.epsilon_cap > 0 or not 0 < self.delta < 1 or not 0 <= self.min_noise_multiplier < math.inf:
+        for name in ("allow_unprotected", "allow_evaluation"):
+            if type(getattr(self, name)) is not bool:
+                raise ConfigError(
+                    f"{getattr(self, name)!r} is not true or false", field=f"policy.{name}", mend="write true or false, without quotes"
+                )
+        for name in ("epsilon_cap", "delta", "min_noise_multiplier"):
+            if type(getattr(self, name)) not in (int, float):
+                raise ConfigError(f"{getattr(self, name)!r} is not a number", field=f"policy.{name}", mend="write a number, without quotes")
+        if not self.epsilon_cap > 0 or not MIN_DELTA <= self.delta < 1 or not 0 <= self.min_noise_multiplier < math.inf:
             raise ConfigError("epsilon_cap must be > 0, delta in (0, 1), min_noise_multiplier >= 0", field="policy")
         if math.isinf(self.epsilon_cap) and not self.allow_unprotected:
             raise ConfigError(
@@ -58,33 +75,40 @@ class ClientPolicy:
             model_factories=(plan.model.factory,) if plan.model.factory is not None else (),
         )
 
+    def check_code(self, plan: Plan) -> None:
+        """Refuse a plan that names code which this client's operator did not list; before anything is built.
+
+        Raises:
+            PolicyRefusedError: it does.
+        """
+        if plan.model.factory is not None and plan.model.factory not in self.model_factories:
+            raise PolicyRefusedError(
+                f"this client does not run {plan.model.factory}",
+                field="model.factory",
+                mend="its operator must list it under model_factories in the client's own settings",
+            )
+
     def check_training(self, plan: Plan, noise_multiplier: float) -> None:
         """Refuse a plan that protects less than this client insists on.
 
         Raises:
             ConfigError: names the limit that the plan breaks.
         """
-        if plan.model.factory is not None and plan.model.factory not in self.model_factories:
-            raise ConfigError(
-                f"this client does not run {plan.model.factory}",
-                field="model.factory",
-                mend="its operator must list it under model_factories in the client's own settings",
-            )
         if not plan.is_private:
             if not self.allow_unprotected:
-                raise ConfigError(
+                raise PolicyRefusedError(
                     "this client does not train without differential privacy", field="privacy.unit", mend='use unit = "example"'
                 )
             return
-        if not (math.isfinite(noise_multiplier) and noise_multiplier > 0):
-            raise ConfigError(f"noise multiplier {noise_multiplier!r} is no protection", field="noise_multiplier")
+        if not MIN_NOISE_MULTIPLIER <= noise_multiplier <= MAX_NOISE_MULTIPLIER:
+            raise PolicyRefusedError(f"noise multiplier {noise_multiplier!r} is no protection", field="noise_multiplier")
         if noise_multiplier < self.min_noise_multiplier:
-            raise ConfigError(
+            raise PolicyRefusedError(
                 f"noise multiplier {noise_multiplier:g} is under this client's least of {self.min_noise_multiplier:g}",
                 field="noise_multiplier",
             )
         if plan.privacy.delta > self.delta:
-            raise ConfigError(f"delta {plan.privacy.delta:g} is over this client's {self.delta:g}", field="privacy.delta")
+            raise PolicyRefusedError(f"delta {plan.privacy.delta:g} is over this client's {self.delta:g}", field="privacy.delta")
 
     def check_evaluation(self) -> None:
         """Refuse to send a test result in clear unless this client allows it.
@@ -93,7 +117,7 @@ class ClientPolicy:
             ConfigError: it does not.
         """
         if not self.allow_evaluation:
-            raise ConfigError(
+            raise PolicyRefusedError(
                 "this client does not send test results: they are a release in clear",
                 field="federation.evaluate_clients",
                 mend="evaluate at the server, or set allow_evaluation = true in the client's own settings",

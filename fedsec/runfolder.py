@@ -123,8 +123,19 @@ def _reopen(path: Path, plan: Plan) -> RunFolder:
     return RunFolder(path=path, run_id=facts["run_id"], resumed=True)
 
 
+def _is_run(path: Path) -> bool:
+    """Whether ``run.json`` in there is ours: any program may have a file of that name."""
+    try:
+        facts = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(facts, dict) and facts.get("format") == FORMAT
+
+
 def _remove(path: Path) -> None:
-    if not (path / "run.json").exists():
+    if path.is_symlink():
+        raise ConfigError(f"{path} is a link; --fresh removes folders only", mend="give the folder itself as --out")
+    if not _is_run(path):
         if path.is_dir() and not any(path.iterdir()):
             return
         raise ConfigError(

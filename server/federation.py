@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 from flwr.serverapp import Grid
 
 from fedsec.checkpoint import CheckpointStore
 from fedsec.data.federated import FederatedData, federated_data
-from fedsec.errors import ConfigError
+from fedsec.errors import ConfigError, StorageError
+from fedsec.files import atomic_write_json
 from fedsec.flower.loop import CentralEvaluation, FederationLoop, LoopServices, Segments
 from fedsec.flower.state import ServerState
 from fedsec.models.evaluation import evaluate
@@ -28,6 +31,8 @@ from fedsec.vectors import FloatArray, Layout
 from server.artifacts import write_artifacts
 from server.session import current_session
 from server.setup import ServerSetup
+
+MOST_FOR_PRV = 4
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,6 +87,21 @@ def noise_multiplier_of(plan: Plan) -> float:
     )
 
 
+def _kept_noise_multiplier(plan: Plan, path: Path) -> float:
+    """The run's sigma, kept with the run: another sixth digit after a resume would be another question to every client."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))["noise_multiplier"]
+        if type(kept) is float:
+            return kept
+        raise StorageError(f"{path} is damaged; start a new run")
+    except FileNotFoundError:
+        sigma = noise_multiplier_of(plan)
+        atomic_write_json(path, {"noise_multiplier": sigma})
+        return sigma
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{path} is damaged ({error}); start a new run") from None
+
+
 def run_federation(grid: Grid, setup: ServerSetup) -> RunResult:
     """Run or resume a plan and leave its result folder.
 
@@ -124,7 +144,7 @@ def _build_loop(grid: Grid, setup: ServerSetup) -> tuple[FederationLoop, Federat
         grid=grid,
         plan=plan,
         run_id=folder.run_id,
-        noise_multiplier=noise_multiplier_of(plan),
+        noise_multiplier=_kept_noise_multiplier(plan, folder.path / "noise.json"),
         layout=layout,
         state=state,
         checkpoints=checkpoints,
@@ -136,7 +156,9 @@ def _build_loop(grid: Grid, setup: ServerSetup) -> tuple[FederationLoop, Federat
 
 def _epsilon(segments: Segments, delta: float) -> tuple[float, float]:
     spends = tuple(Segment(noise_multiplier=sigma, sample_rate=rate, steps=steps) for sigma, rate, steps in segments if steps)
-    return epsilon_prv(spends, delta), epsilon_rdp(spends, delta)
+    rdp = epsilon_rdp(spends, delta)
+    # A client that ran many different plans: PRV would take minutes, and RDP is a bound as well.
+    return (epsilon_prv(spends, delta) if len(spends) <= MOST_FOR_PRV else rdp), rdp
 
 
 def _personal_results(loop: FederationLoop, finished: bool) -> dict[str, float] | None:

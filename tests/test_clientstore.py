@@ -14,7 +14,7 @@ import pytest
 
 from fedsec.clientstore import store as module
 from fedsec.clientstore.inspect import read_ledger
-from fedsec.clientstore.store import Answered, Charged, ClientStore, RoundQuestion, adopt_moved_store
+from fedsec.clientstore.store import FITTED, TRAINED, Answered, Charged, ClientStore, RoundQuestion, adopt_moved_store
 from fedsec.errors import LocalProtocolError, PeerError, PrivacyBudgetExceeded, StorageError
 from fedsec.privacy.ledger import Spend
 
@@ -23,8 +23,8 @@ NOW = datetime(2026, 11, 23, tzinfo=UTC)
 KEY = bytes(range(32))
 
 
-def question(server_round, run_id="r", request="q"):
-    return RoundQuestion(run_id=run_id, server_round=server_round, attempt=1, request_hash=request, model_hash="m")
+def question(server_round, run_id="r", request="q", terms="t"):
+    return RoundQuestion(run_id=run_id, server_round=server_round, attempt=1, request_hash=request, model_hash="m", terms=terms)
 
 
 def opened(folder, *, durable=True, client_id="alice"):
@@ -120,10 +120,36 @@ def test_personal_parameters_are_kept_with_the_answer_or_not_at_all(tmp_path):
         begin(store, 2)
         with pytest.raises(LocalProtocolError):
             store.finish_round(question(2, request="other"), b"x", personal=b"p2")
-        assert store.personal("r") == b"p1"
-        store.set_personal("r", b"p3")
-        assert store.personal("r") == b"p3"
-        assert store.personal("other") is None
+        assert store.personal("r", TRAINED) == b"p1"
+        store.set_fitted("r", b"p3")
+        assert store.personal("r", FITTED) == b"p3"
+        assert store.personal("r", TRAINED) == b"p1"
+        assert store.personal("other", FITTED) is None
+
+
+def test_a_run_keeps_its_terms_and_takes_no_rounds_after_its_parameters_were_fitted(tmp_path):
+    with opened(tmp_path / "s") as store:
+        with pytest.raises(PeerError, match="no part"):
+            store.set_fitted("r", b"p")
+        begin(store, 1)
+        store.finish_round(question(1), b"x")
+        with pytest.raises(PeerError, match="not the one this run began with"):
+            begin(store, 2, terms="others")
+        store.set_fitted("r", b"p")
+        with pytest.raises(PeerError, match="last release"):
+            begin(store, 2)
+        assert begin(store, 1) == Answered(answer=b"x")
+        assert len(store.entries()) == 1
+
+
+def test_answers_of_old_runs_are_dropped_so_that_run_ids_cannot_fill_the_disk(tmp_path):
+    with opened(tmp_path / "s") as store:
+        for number in range(6):
+            begin(store, 1, run_id=f"run-{number}")
+            store.finish_round(question(1, run_id=f"run-{number}"), b"x")
+        with pytest.raises(PeerError, match="no longer"):
+            begin(store, 1, run_id="run-0")
+        assert begin(store, 1, run_id="run-5") == Answered(answer=b"x")
 
 
 def test_a_store_is_open_in_one_process_at_a_time(tmp_path, monkeypatch):

@@ -65,5 +65,5 @@ def test_a_simulated_client_spends_what_its_plan_says():
 def test_a_plan_cannot_make_a_client_run_code_that_its_operator_did_not_list():
     plan = load_plan(overrides=["model.name=custom", "model.factory='os:system'"])
     with pytest.raises(ConfigError, match="does not run os:system"):
-        STRICT.check_training(plan, 2.0)
-    ClientPolicy(epsilon_cap=2.0, delta=1e-3, model_factories=("os:system",)).check_training(plan, 2.0)
+        STRICT.check_code(plan)
+    ClientPolicy(epsilon_cap=2.0, delta=1e-3, model_factories=("os:system",)).check_code(plan)

@@ -105,6 +105,7 @@ def _run(plan: Plan, folder: RunFolder, *, engine: EngineName, workers: int | No
     from fedsec.report.progress import RunProgress
     from server.session import Session, listening
 
+    os.environ["FEDSEC_SIMULATION"] = "1"  # to the workers: these clients have no records of their own to protect
     stored = folder.path / "plan.toml"
     run_config = {"plan": str(stored), "plan-sha256": sha256_file(stored), "run-dir": str(folder.path), "engine": str(engine)}
     progress = RunProgress(

@@ -1,7 +1,8 @@
 """The tables of a client's store, and how its database is opened.
 
 One database file per client. ``secure_delete`` overwrites erased round keys; a rollback journal (never WAL, whose file would
-keep them) makes each transaction whole even if the process is killed in the middle. With ``durable`` it survives a power cut too.
+keep them) makes each transaction whole even if the process is killed in the middle. The journal of the erasing transaction itself holds
+the page as it was until its blocks are used again: whoever images the disk may find a key there, beside the records themselves. With ``durable`` it survives a power cut too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ CREATE TABLE IF NOT EXISTS rounds (
     run_id TEXT NOT NULL, server_round INTEGER NOT NULL, request_hash TEXT NOT NULL, round_key BLOB, answer BLOB,
     PRIMARY KEY (run_id, server_round)
 ) STRICT;
-CREATE TABLE IF NOT EXISTS personal (run_id TEXT PRIMARY KEY, arrays BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS personal (run_id TEXT NOT NULL, kind TEXT NOT NULL, arrays BLOB NOT NULL, PRIMARY KEY (run_id, kind)) STRICT;
+CREATE TABLE IF NOT EXISTS runs (run_id TEXT PRIMARY KEY, terms TEXT NOT NULL, finished INTEGER NOT NULL) STRICT;
 """
 
 

@@ -5,7 +5,9 @@
 2. Asked again for the same round with the same request: the stored answer, or, after a crash while training, the same round key. Either
    way there is one ledger entry and one release (docs/decisions/0003).
 3. Asked for the same round with another request, or for one whose answer was dropped since: refused.
-4. A store is open in one process at a time; opening checks the whole chain and the anchor (``fedsec.clientstore.anchor``).
+4. A run keeps the terms (plan, sigma) of its first round, and takes no more rounds once its personal parameters were fitted to the
+   records: those are not noised, so they must never reach a gradient, and training reads only what training wrote.
+5. A store is open in one process at a time; opening checks the whole chain and the anchor (``fedsec.clientstore.anchor``).
 """
 
 from __future__ import annotations
@@ -35,6 +37,10 @@ LOCK_TIMEOUT_S = 10.0
 KEPT_ANSWERS = 2
 """Answers kept per run: the last one may be asked for again, the one before it while a server resumes."""
 ROUND_KEY_BYTES = 32
+KEPT_RUNS = 4
+"""Runs whose answers are kept, the newest ones: a server could fill the disk with run ids otherwise."""
+TRAINED, FITTED = "trained", "fitted"
+"""Personal parameters trained inside the noised gradient, and those fitted to the records after the last release."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +53,7 @@ class RoundQuestion:
         attempt: from 1.
         request_hash: hex digest of everything that shapes the answer.
         model_hash: hex digest of the model that came along.
+        terms: hex digest of what must stay the same over a run: plan and sigma.
     """
 
     run_id: str
@@ -54,6 +61,7 @@ class RoundQuestion:
     attempt: int
     request_hash: str
     model_hash: str
+    terms: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +152,7 @@ class ClientStore:
             ).fetchone()
             if known is not None:
                 return _known_round(question, *known)
+            self._check_run(question)
             authorise(self._entries, spend, epsilon_cap=epsilon_cap, delta=delta)
             entry = next_entry(
                 self._entries,
@@ -159,6 +168,7 @@ class ClientStore:
             )
             with self._commit(entry.entry_hash()) as connection:
                 connection.execute("INSERT INTO ledger VALUES (?, ?)", (entry.index, entry.encode()))
+                connection.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, 0)", (question.run_id, question.terms))
                 connection.execute(
                     "INSERT INTO rounds VALUES (?, ?, ?, ?, NULL)",
                     (question.run_id, question.server_round, question.request_hash, round_key),
@@ -182,22 +192,40 @@ class ClientStore:
             if changed != 1:
                 raise LocalProtocolError(f"round {question.server_round} of run {question.run_id} is not under way")
             if personal is not None:
-                connection.execute("INSERT OR REPLACE INTO personal VALUES (?, ?)", (question.run_id, personal))
+                connection.execute("INSERT OR REPLACE INTO personal VALUES (?, ?, ?)", (question.run_id, TRAINED, personal))
             connection.execute(  # also the key of a round that was begun and given up: it will not be answered any more
                 "UPDATE rounds SET answer = NULL, round_key = NULL WHERE run_id = ? AND server_round <= ?",
                 (question.run_id, question.server_round - KEPT_ANSWERS),
             )
+            recent = tuple(dict.fromkeys(entry.run_id for entry in reversed(self._entries)))[:KEPT_RUNS]
+            marks = ", ".join("?" * len(recent))
+            connection.execute(f"UPDATE rounds SET answer = NULL, round_key = NULL WHERE run_id NOT IN ({marks})", recent)  # noqa: S608 - marks only
 
-    def personal(self, run_id: str) -> bytes | None:
-        """The personal parameters kept for a run, if any."""
+    def personal(self, run_id: str, kind: str) -> bytes | None:
+        """The personal parameters of one kind kept for a run, if any."""
         with _database_errors(self._folder):
-            row = self._connection.execute("SELECT arrays FROM personal WHERE run_id = ?", (run_id,)).fetchone()
+            row = self._connection.execute("SELECT arrays FROM personal WHERE run_id = ? AND kind = ?", (run_id, kind)).fetchone()
         return bytes(row[0]) if row is not None else None
 
-    def set_personal(self, run_id: str, arrays: bytes) -> None:
-        """Keep the personal parameters fitted after a run's last release."""
+    def set_fitted(self, run_id: str, arrays: bytes) -> None:
+        """Keep the personal parameters fitted after a run's last release; the run takes no more rounds.
+
+        Raises:
+            PeerError: this client took no part in such a run.
+        """
         with _database_errors(self._folder), self._commit(self._head()) as connection:
-            connection.execute("INSERT OR REPLACE INTO personal VALUES (?, ?)", (run_id, arrays))
+            if connection.execute("UPDATE runs SET finished = 1 WHERE run_id = ?", (run_id,)).rowcount != 1:
+                raise PeerError("server", "personalise", "this client took no part in such a run")
+            connection.execute("INSERT OR REPLACE INTO personal VALUES (?, ?, ?)", (run_id, FITTED, arrays))
+
+    def _check_run(self, question: RoundQuestion) -> None:
+        row = self._connection.execute("SELECT terms, finished FROM runs WHERE run_id = ?", (question.run_id,)).fetchone()
+        if row is None:
+            return
+        if row[0] != question.terms:
+            raise PeerError("server", "train", "the plan or its noise is not the one this run began with")
+        if row[1]:
+            raise PeerError("server", "train", "this run had its last release")
 
     def entries(self) -> tuple[LedgerEntry, ...]:
         """The ledger."""

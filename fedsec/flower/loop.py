@@ -155,13 +155,13 @@ class FederationLoop:
         arrays = self.layout.unflatten(self.state.vector)
         request = self._request(server_round, arrays_digest(arrays))
         record = arrays_to_record(arrays)
+        for client_id in selected:  # before asking: who was asked may have spent, whatever comes back
+            self.state.asked[client_id] = self.state.asked.get(client_id, 0) + 1
         replies = self._ask(request, TRAIN, selected, record)
         updates, refused = self._validate(server_round, replies, selected)
         if refused and len(refused) == len(selected):
             raise RoundAborted(f"no client trained in round {server_round}; {refused[0][0]} says: {refused[0][1]}")
         aggregated = self._aggregate(updates)
-        for client_id in selected:
-            self.state.asked[client_id] = self.state.asked.get(client_id, 0) + 1
         self.state.server_round = server_round
         self.state.remember_tail(self.plan.training, self.plan.federation.rounds)
         row = self._row(server_round, selected, updates, refused, aggregated, started)
@@ -238,6 +238,7 @@ class FederationLoop:
                     raise PeerError(name, TRAIN, "the reply is for another round")
                 updates.append(validate_update(name, read_update(reply, sender=name), about.batch_size, layout=self.layout))
                 self.state.reported[name] = about.segments
+                self.state.reported_at[name] = self.state.asked[name]
             except PeerError as error:
                 refused.append((name, error.reason))
         return updates, refused
@@ -281,10 +282,12 @@ class FederationLoop:
 
     def epsilon(self) -> tuple[float, float]:
         """(PRV, RDP) epsilon of the client that has spent most: the maximum holds because the clients' records are disjoint."""
-        steps = self.plan.training.steps
-        spends = {
-            ((self.noise_multiplier, self.plan.training.sample_rate, steps * max(self.state.asked.values(), default=0)),),
-            *self.state.reported.values(),
-        }
-        pairs = [self.services.epsilon(segments) for segments in spends]
-        return max(prv for prv, _ in pairs), max(rdp for _, rdp in pairs)
+        names = sorted({*self.state.asked, *self.state.reported})
+        pairs = [self.services.epsilon(spends) for spends in {self._spends_of(name) for name in names}]
+        return max((prv for prv, _ in pairs), default=0.0), max((rdp for _, rdp in pairs), default=0.0)
+
+    def _spends_of(self, name: str) -> Segments:
+        """What a client last reported, and every round in which it was asked since: its reply may be lost, its spend is not."""
+        since = self.state.asked.get(name, 0) - self.state.reported_at.get(name, 0)
+        own = ((self.noise_multiplier, self.plan.training.sample_rate, self.plan.training.steps * since),) if since > 0 else ()
+        return (*self.state.reported.get(name, ()), *own)

@@ -34,6 +34,10 @@ PERSONALISE = "train.personalise"
 MAX_CLIENT_ID_LENGTH = 128
 MAX_ARRAYS = 4096
 MAX_TEXT_BYTES = 1 << 20
+MAX_RUN_ID_LENGTH = 128
+MAX_ROUNDS = 10**6
+MAX_SEGMENTS = 16
+"""Mechanisms in a client's list of spends: a longer one costs the accountant minutes."""
 
 ArrayMap = Mapping[str, npt.NDArray[np.generic]]
 
@@ -165,6 +169,10 @@ def read_request(message: Message) -> tuple[RoundRequest, dict[str, npt.NDArray[
         if isinstance(config[key], str) and len(str(config[key])) > MAX_TEXT_BYTES:
             raise DecodeError(f"request field {key} is too long")
     fields: dict[str, Any] = {key: config[key] for key in kinds}
+    if not 0 < len(fields["run_id"]) <= MAX_RUN_ID_LENGTH or not fields["run_id"].isprintable():
+        raise DecodeError(f"run_id is not 1..{MAX_RUN_ID_LENGTH} printable characters")
+    if not (0 <= fields["server_round"] <= MAX_ROUNDS and 1 <= fields["attempt"] <= MAX_ROUNDS):
+        raise DecodeError("server_round or attempt is out of range")
     request = RoundRequest(plan_json=fields.pop("plan"), **fields)
     record = message.content.array_records.get("model")
     return request, record_to_arrays(record) if record is not None else {}
@@ -237,7 +245,7 @@ def _read_segments(text: str, sender: str, phase: str) -> tuple[tuple[float, flo
         segments = tuple((float(sigma), float(rate), int(steps)) for sigma, rate, steps in raw)
     except (ValueError, TypeError, RecursionError, OverflowError):
         raise fault from None
-    if len(segments) > 1000 or any(not (0 < s < 1e9 and 0 < q <= 1 and 0 < t < 1e9) for s, q, t in segments):
+    if len(segments) > MAX_SEGMENTS or any(not (0.05 <= s <= 1e6 and 1e-9 <= q <= 1 and 0 < t < 1e9) for s, q, t in segments):
         raise fault
     return segments
 

@@ -33,6 +33,7 @@ class ServerState:
         tail_count: models in ``tail_sum``.
         asked: client id → rounds of this run in which it was asked to train: an upper bound of what it was charged.
         reported: client id → spends it last reported, this run and earlier ones.
+        reported_at: client id → rounds in which it had been asked when it reported.
         rows: one per finished round.
         elapsed_s: seconds of training so far, over all sessions.
     """
@@ -44,6 +45,7 @@ class ServerState:
     tail_count: int = 0
     asked: dict[str, int] = field(default_factory=dict)
     reported: dict[str, tuple[tuple[float, float, int], ...]] = field(default_factory=dict)
+    reported_at: dict[str, int] = field(default_factory=dict)
     rows: list[RoundRow] = field(default_factory=list)
     elapsed_s: float = 0.0
 
@@ -82,6 +84,7 @@ class ServerState:
             "tail_count": self.tail_count,
             "asked": self.asked,
             "reported": {name: [list(segment) for segment in segments] for name, segments in self.reported.items()},
+            "reported_at": self.reported_at,
             "rows": [row.to_json() for row in self.rows],
             "elapsed_s": self.elapsed_s,
         }
@@ -110,6 +113,7 @@ class ServerState:
             tail_count=rest["tail_count"],
             asked=dict(rest["asked"]),
             reported=reported,
+            reported_at=dict(rest["reported_at"]),
             rows=[RoundRow.from_json(row) for row in rest["rows"]],
             elapsed_s=rest["elapsed_s"],
         )

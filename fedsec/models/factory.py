@@ -34,6 +34,7 @@ from fedsec.codec import digest
 from fedsec.errors import ConfigError
 from fedsec.models.custom import build_custom
 from fedsec.plan.sections import ModelSection
+from fedsec.privacy.modelcheck import OUR_WORD
 
 Model = nn.Module
 """What callers without torch of their own call a model."""
@@ -102,6 +103,9 @@ def _flatten_input(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ..
     return (inputs[0].flatten(1),)
 
 
+_flatten_input.keeps_records_apart = OUR_WORD  # type: ignore[attr-defined]
+
+
 def _logistic(features: int, num_classes: int) -> nn.Module:
     """A plain ``nn.Linear`` with a hook that flattens.
 
@@ -124,6 +128,8 @@ def _mlp(features: int, hidden: tuple[int, ...], num_classes: int) -> nn.Module:
 
 class _AsImage(nn.Module):
     """[n, 28, 28], [n, 784] or [n, 1, 28, 28] to [n, 1, 28, 28]."""
+
+    keeps_records_apart = OUR_WORD
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.reshape(x.shape[0], 1, 28, 28)

@@ -131,10 +131,12 @@ class PrivacySection(Section):
     epsilon: Annotated[float, Field(gt=0.0, allow_inf_nan=True)] = Field(
         8.0, description="epsilon for the whole run; inf with unit = 'none'"
     )
-    delta: Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False)] = Field(1e-3, description="delta of the guarantee")
+    delta: Annotated[float, Field(ge=1e-30, lt=1.0, allow_inf_nan=False)] = Field(1e-3, description="delta of the guarantee")
     clip_norm: PositiveFinite = Field(1.0, description="L2 bound on one record's gradient")
     neighboring_relation: Literal["add-remove"] = Field("add-remove", description="neighbours differ in one record's presence")
-    noise_multiplier: PositiveFinite | None = Field(None, description="fix sigma instead of calibrating it; epsilon is then a cap")
+    noise_multiplier: Annotated[float, Field(ge=0.01, le=1e6, allow_inf_nan=False)] | None = Field(
+        None, description="fix sigma instead of calibrating it; epsilon is then a cap"
+    )
     epsilon_cap: Annotated[float, Field(gt=0.0)] | None = Field(None, description="a client's own cap over all runs; default: epsilon")
     clipping: Literal["opacus", "bookkeeping"] = Field("opacus", description="engine for per-record gradients; same result, other speed")
 

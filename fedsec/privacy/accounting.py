@@ -39,8 +39,11 @@ AGREEMENT = 1e-3
 _WHOLE_ORDERS = (*map(float, range(2, 64)), 72.0, 80.0, 96.0, 128.0, 192.0, 256.0, 512.0, 1024.0)
 _RDP_ORDERS = (*(1.0 + x / 10.0 for x in range(1, 100) if x % 10), *_WHOLE_ORDERS)
 """Opacus' orders and some larger ones, without which no epsilon below 0.2 could be shown. Whole orders are the cheap ones."""
+_FILTER_ORDERS = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0)
+"""Fixed once and for all: see :func:`epsilon_filter`."""
 _TRIED_BOUNDS = 3
 """Numbers on record that are tried as a bound before one is computed."""
+_LEAST_DELTA = 1e-300
 _MAX_LOSS = 650.0
 """PRV computes exp(loss); doubles end at 709."""
 _log = logging.getLogger(__name__)
@@ -131,6 +134,18 @@ def epsilon_rdp(
     return trivial if trivial is not None else _cached_rdp(merged, float(delta))
 
 
+def epsilon_filter(segments: Iterable[Segment], delta: float) -> float:
+    """An epsilon that holds even if each mechanism was chosen after seeing what the ones before it released.
+
+    Renyi divergences at one order, fixed beforehand, add up under adaptive choice (Feldman and Zrnic 2021, arXiv 2008.11193); PRV's
+    convolutions do not. The best of a short fixed list of orders may be taken, since each gets its share of delta.
+    """
+    merged, trivial = _prepare(segments, delta)
+    if trivial is not None:
+        return trivial
+    return _compute_rdp(merged, delta / len(_FILTER_ORDERS), orders=_FILTER_ORDERS)
+
+
 def known_bound(segments: Iterable[Segment], delta: float, *, limit: float) -> float | None:
     """An upper bound on epsilon that is at most ``limit`` and needs no new computation; None if there is none on record.
 
@@ -145,7 +160,11 @@ def known_bound(segments: Iterable[Segment], delta: float, *, limit: float) -> f
         return value if value is not None and value <= limit else None
     part = merged[0]
     prefix = _key(merged, float(delta)).rpartition(",")[0] + ","
-    counts = {int(rest): value for rest, value in cache.starting_with("prv", prefix).items() if rest.isdecimal() and value <= limit}
+    counts = {
+        int(rest): value
+        for rest, value in cache.starting_with("prv", prefix).items()
+        if rest.isdecimal() and len(rest) <= 10 and value <= limit
+    }
     # The longest run first: it covers every round of a run, so the estimate that supports it is computed once.
     for count in sorted((count for count in counts if count >= part.steps), reverse=True)[:_TRIED_BOUNDS]:
         if _agrees(counts[count], (replace(part, steps=count),), float(delta)):
@@ -249,6 +268,8 @@ def _rdp_of_one_step(noise_multiplier: float, sample_rate: float, orders: tuple[
 
 
 def _compute_rdp(merged: tuple[Segment, ...], delta: float, *, orders: tuple[float, ...] = _RDP_ORDERS) -> float:
+    if delta < _LEAST_DELTA:
+        return math.inf
     order = np.asarray(orders)
     rdp = np.zeros(len(orders))
     for part in merged:

@@ -41,6 +41,8 @@ def quick_epsilon(steps_of: Sequence[tuple[float, float, int]], delta: float) ->
     """
     if not 1e-10 <= delta < 1 or not steps_of:
         return None
+    if any(not (1e-2 <= sigma <= 1e6 and rate >= 1e-12) for sigma, rate, _ in steps_of):
+        return None  # the sums below run out of numbers
     tail = delta * _TAIL
     total = sum(steps for _, _, steps in steps_of)
     singles = [(*_losses(sigma, rate, tail / total), steps) for sigma, rate, steps in steps_of]
@@ -79,7 +81,8 @@ def _range(singles: Sequence[tuple[Floats, Floats, int]], tail: float) -> tuple[
             for weights, losses, steps in singles:
                 exponent = sign * tilt * losses
                 peak = float(exponent.max())
-                log_moment += steps * (peak + math.log(float(weights @ np.exp(exponent - peak))))
+                mass = float(weights @ np.exp(exponent - peak))
+                log_moment += steps * (peak + math.log(mass)) if mass > 0.0 else math.inf  # the numbers ran out: no end here
             best = min(best, (log_moment - math.log(tail)) / float(tilt))
         ends.append(sign * best)
     return ends[0], ends[1]

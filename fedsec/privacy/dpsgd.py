@@ -33,8 +33,8 @@ from torch.nn import functional
 
 from fedsec.errors import ConfigError
 from fedsec.privacy.bookkeeping import make_engine
-from fedsec.privacy.clipping import Criterion, Engine, PlainEngine, Rows, clip_and_sum
-from fedsec.privacy.modelcheck import Probe, check_attribution, model_errors, probe, trainable_parameters
+from fedsec.privacy.clipping import Criterion, Engine, FunctionalEngine, PlainEngine, Rows, clip_and_sum
+from fedsec.privacy.modelcheck import Probe, cannot_mix, check_attribution, model_errors, probe, trainable_parameters
 from fedsec.privacy.streams import KeyedStream, RoundStreams
 
 _OPACUS_HOOK_WARNING = "Full backward hook is firing when gradients are computed with respect to module outputs"
@@ -232,6 +232,12 @@ def train(
         model.to(origin)
 
 
+def _private_engine(model: nn.Module, settings: SgdSettings) -> Engine:
+    if not cannot_mix(model):  # code may mix records where the probe does not look; with each record alone in its batch it cannot
+        return FunctionalEngine(model)
+    return OpacusEngine(model) if settings.clipping == "opacus" else make_engine(model)
+
+
 @contextmanager
 def _engine(model: nn.Module, settings: SgdSettings, synthetic: Probe) -> Iterator[Engine]:
     """The engine that the settings ask for, seen to give each record its gradient; closed at the end."""
@@ -239,7 +245,7 @@ def _engine(model: nn.Module, settings: SgdSettings, synthetic: Probe) -> Iterat
         if settings.clip_norm is None:
             engine: Engine = PlainEngine(model)
         else:
-            engine = OpacusEngine(model) if settings.clipping == "opacus" else make_engine(model)
+            engine = _private_engine(model, settings)
     try:
         if settings.clip_norm is not None:
             check_attribution(engine, synthetic)

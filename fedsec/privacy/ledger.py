@@ -20,7 +20,7 @@ from typing import Literal, Self
 
 from fedsec.codec import canonical_json, decode_canonical_json, digest
 from fedsec.errors import DecodeError, PrivacyBudgetExceeded, StorageError
-from fedsec.privacy.accounting import NeighboringRelation, Segment, epsilon_prv, epsilon_rdp, known_bound, merge_segments
+from fedsec.privacy.accounting import NeighboringRelation, Segment, epsilon_filter, epsilon_prv, epsilon_rdp, known_bound, merge_segments
 
 ENTRY_LABEL = "fedsec/ledger-entry/v1"
 GENESIS_LABEL = "fedsec/ledger-genesis/v1"
@@ -212,6 +212,10 @@ def segments_of(entries: Sequence[LedgerEntry]) -> tuple[Segment, ...]:
 def authorise(entries: Sequence[LedgerEntry], planned: Spend, *, epsilon_cap: float, delta: float) -> None:
     """Let a spend pass, or refuse it with the numbers, before anything is trained.
 
+    PRV composes mechanisms that were fixed beforehand, so it vouches while all spends are of one mechanism, as those of one run are. A server
+    could choose the next mechanism by the last answer; once there are several, a filter that allows for that decides instead
+    (:func:`fedsec.privacy.accounting.epsilon_filter`). A server that plays both rules against each other is held to (cap, 2 delta).
+
     Bounds that cost nothing are tried first: a longer run on record, then RDP; where one of them stays under the cap, PRV does too.
 
     Args:
@@ -229,6 +233,11 @@ def authorise(entries: Sequence[LedgerEntry], planned: Spend, *, epsilon_cap: fl
     after = merge_segments([*before, planned.segment()])
     if any(segment.noise_multiplier == 0 for segment in after):
         raise PrivacyBudgetExceeded(math.inf, epsilon_cap, delta=delta)
+    if len(after) > 1:
+        spent = epsilon_filter(after, delta)
+        if not spent <= epsilon_cap:
+            raise PrivacyBudgetExceeded(spent, epsilon_cap, delta=delta)
+        return
     if known_bound(after, delta, limit=epsilon_cap) is not None or epsilon_rdp(after, delta) <= epsilon_cap:
         return
     spent = epsilon_prv(after, delta)

@@ -26,6 +26,33 @@ from fedsec.privacy.clipping import Engine
 
 _RECORDS = 4
 
+OUR_WORD = object()
+"""What ``keeps_records_apart`` holds on our own layers and hooks: nobody's code claims it by accident."""
+
+SEPARATE_LAYERS: frozenset[type] = frozenset(
+    {
+        nn.Sequential, nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.Tanh, nn.ReLU, nn.Sigmoid, nn.GELU, nn.MaxPool2d, nn.AvgPool2d,
+        nn.Flatten, nn.Identity,
+    }
+)  # fmt: skip
+"""Layers that keep records apart whatever their weights; exactly these types, without hooks of others."""
+
+
+def cannot_mix(model: nn.Module) -> bool:
+    """Whether the model is made only of layers that keep records apart whatever the weights and the records are.
+
+    The probe below tries a model with the weights at hand on synthetic records. Code that mixes records behind a gate passes it while the
+    gate is shut, and a server chooses the weights; so anything but these layers is trained record by record.
+    """
+    return all(_keeps_apart(layer) for layer in model.modules())
+
+
+def _keeps_apart(layer: nn.Module) -> bool:
+    hooks = [*layer._forward_hooks.values(), *layer._forward_pre_hooks.values()]  # noqa: SLF001 - torch offers no other way to see them
+    ours = getattr(type(layer), "keeps_records_apart", None) is OUR_WORD
+    plain = "forward" not in vars(layer) and all(getattr(hook, "keeps_records_apart", None) is OUR_WORD for hook in hooks)
+    return plain and (ours or type(layer) in SEPARATE_LAYERS)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:

@@ -25,7 +25,8 @@ def test_a_deployed_client_reads_its_own_settings(tmp_path):
     assert not client.policy.allow_unprotected
 
 
-def test_a_partition_makes_a_simulated_client_with_a_stable_name():
+def test_a_partition_makes_a_simulated_client_with_a_stable_name(monkeypatch):
+    monkeypatch.setenv("FEDSEC_SIMULATION", "1")
     assert identify({"partition-id": 3, "num-partitions": 20}) == SimulatedClient(partition=3, num_partitions=20)
     assert SimulatedClient(partition=3, num_partitions=20).client_id == "client-0003"
 
@@ -40,7 +41,8 @@ def test_a_partition_makes_a_simulated_client_with_a_stable_name():
         {"partition-id": "0", "num-partitions": 5},
     ],
 )
-def test_a_node_that_knows_neither_refuses(config):
+def test_a_node_that_knows_neither_refuses(config, monkeypatch):
+    monkeypatch.setenv("FEDSEC_SIMULATION", "1")
     with pytest.raises(ConfigError, match="settings"):
         identify(config)
 
@@ -72,3 +74,9 @@ def test_unsound_settings_are_refused(tmp_path, old, new):
 def test_a_missing_settings_file_is_refused_by_name(tmp_path):
     with pytest.raises(ConfigError, match="absent"):
         read_settings(tmp_path / "absent.toml")
+
+
+def test_a_node_with_a_partition_outside_a_simulation_obeys_no_server(monkeypatch):
+    monkeypatch.delenv("FEDSEC_SIMULATION", raising=False)
+    with pytest.raises(ConfigError, match="not part of a simulation"):
+        identify({"partition-id": 0, "num-partitions": 5})

@@ -14,6 +14,7 @@ import client.train
 from client.train import local_update
 from fedsec.errors import ConfigError
 from fedsec.privacy.dpsgd import SgdSettings, train
+from fedsec.privacy.modelcheck import OUR_WORD
 from fedsec.privacy.streams import RoundStreams
 
 CONFIG = SgdSettings(steps=3, sample_rate=0.5, batch_size=20, learning_rate=0.5, momentum=0.5, clip_norm=1.0, noise_multiplier=1.0)
@@ -131,6 +132,7 @@ def test_too_little_memory_names_the_setting_to_lower():
         if len(output) > 10:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
+    exhaust.keeps_records_apart = OUR_WORD  # else the model would be trained record by record
     model.register_forward_hook(exhaust)
     with pytest.raises(ConfigError, match=r"training\.physical_batch_size"):
         update(model)

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from fedsec.errors import ConfigError
 from fedsec.privacy.dpsgd import SgdSettings, train
+from fedsec.privacy.modelcheck import OUR_WORD
 from fedsec.privacy.streams import RoundStreams
 
 ENGINES = ["opacus", "bookkeeping"]
@@ -284,7 +285,12 @@ class TestModel:
             layer.eval()
         x, y = records(40, (1, 3, 3))
         if fails:
-            model[1].register_forward_hook(lambda _module, _inputs, output: 1 / 0 if len(output) > 10 else None)
+
+            def fail(_module, _inputs, output):
+                return 1 / 0 if len(output) > 10 else None
+
+            fail.keeps_records_apart = OUR_WORD  # else the model would be trained record by record
+            model[1].register_forward_hook(fail)
             with pytest.raises(ZeroDivisionError):
                 train(model, x, y, config, streams=streams())
         else:
