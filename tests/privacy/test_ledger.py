@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fedsec.codec import canonical_json, decode_canonical_json
 from fedsec.errors import DecodeError, PrivacyBudgetExceeded, StorageError
 from fedsec.privacy import accounting, ledger
-from fedsec.privacy.accounting import Segment, epsilon_prv
+from fedsec.privacy.accounting import Segment, epsilon_filter, epsilon_prv
 from fedsec.privacy.ledger import LedgerEntry, Spend, authorise, genesis_hash, next_entry, segments_of, verify_chain
 
 SPEND = Spend(mechanism="dp-sgd", noise_multiplier=2.0, sample_rate=0.25, steps=3, clip_norm=1.0)
