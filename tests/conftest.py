@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -63,9 +64,13 @@ def data_root() -> Path:
     return root
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep tests out of the user's cache; one cache for the session, so that sigma is calibrated once."""
-    cache = tmp_path_factory.getbasetemp() / "fedsec-cache"
-    cache.mkdir(exist_ok=True)
-    monkeypatch.setenv("FEDSEC_CACHE", str(cache))
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep tests out of the user's cache, fixtures of modules included; one cache for the session, so that sigma is calibrated once."""
+    before = os.environ.get("FEDSEC_CACHE")
+    os.environ["FEDSEC_CACHE"] = str(tmp_path_factory.mktemp("fedsec-cache"))
+    yield
+    if before is None:
+        del os.environ["FEDSEC_CACHE"]
+    else:
+        os.environ["FEDSEC_CACHE"] = before
