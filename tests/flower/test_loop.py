@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fedsec.checkpoint import CheckpointStore
-from fedsec.errors import RoundAborted
+from fedsec.errors import RoundAborted, StorageError
 from fedsec.flower.local import run_local
 from fedsec.flower.loop import CentralEvaluation, FederationLoop, LoopServices
 from fedsec.flower.state import ServerState
@@ -275,3 +275,12 @@ def test_server_momentum_and_tail_average_do_what_they_say():
         state.remember_tail(training, rounds=3)
         assert state.vector[0] == expected
     assert state.released()[0] == np.float32((2.5 + 4.25) / 2)
+
+
+def test_a_checkpoint_of_another_version_is_refused_clearly(tmp_path):
+    store = CheckpointStore(tmp_path, run_id="r", plan_digest="p")
+    arrays, rest = ServerState.initial(np.zeros(LAYOUT.size, np.float32)).to_checkpoint()
+    del rest["reported_at"]
+    store.save(1, arrays, rest)
+    with pytest.raises(StorageError, match="another version"):
+        ServerState.from_checkpoint(store.load(), LAYOUT)
