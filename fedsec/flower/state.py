@@ -102,7 +102,7 @@ class ServerState:
             raise StorageError("the checkpoint holds another model; choose another folder")
         rest: Mapping[str, Any] = checkpoint.state
         if missing := {"tail_count", "asked", "reported", "reported_at", "rows", "elapsed_s"} - rest.keys():
-            raise StorageError(f"the checkpoint lacks {sorted(missing)[0]}: it was made by another version; start a new run")
+            raise StorageError(f"the checkpoint lacks {min(missing)}: it was made by another version; start a new run")
         reported = {
             name: tuple((float(sigma), float(rate), int(steps)) for sigma, rate, steps in segments)
             for name, segments in rest["reported"].items()
