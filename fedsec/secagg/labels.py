@@ -42,6 +42,30 @@ MAX_SKETCH_ROWS = 1 << 12
 ROWS_PER_WORD = 8
 """Rows of the sketch matrix come in groups of this many: 16 bits of key stream a coordinate."""
 
+MAX_COHORTS = 1 << 12
+"""Most cohorts of a group: their input roots are listed one by one to every client."""
+
+MAX_ATTEMPTS = 2
+"""Attempts of one round: the second uses the stored input of the first."""
+
+MAX_WEIGHT = 1 << 20
+"""Largest weight (declared batch size) that any plan may allow."""
+
+MAX_ID_BYTES = 128
+"""Longest client id, run id or federation name, in UTF-8."""
+
+DIGEST_BYTES = 32
+"""SHA-256 and BLAKE2b-256."""
+
+SIGNATURE_BYTES = 64
+"""P-256, see ``fedsec.signing``."""
+
+IDENTITY_KEY_BYTES = 33
+"""A compressed point of P-256, see ``fedsec.signing``."""
+
+BOX_BYTES = 2 * 32 + 16
+"""Two shares under AES-128-GCM."""
+
 HONEST_MINIMUM = 2
 """Least number of honest clients in an opened sum: a sum over one is that client's update."""
 
@@ -63,3 +87,48 @@ class Label(StrEnum):
     SEED_COMMITMENT = "fedsec/secagg/v1/seed-commitment"
     SKETCH_SEED = "fedsec/secagg/v1/sketch-seed"
     SKETCH_KEY = "fedsec/secagg/v1/sketch-key"
+    CONTEXT = "fedsec/secagg/v1/context"
+    RETRY = "fedsec/secagg/v1/retry"
+    NONCE = "fedsec/secagg/v1/nonce"
+    BOX_KEY = "fedsec/secagg/v1/box-key"
+    SHARE = "fedsec/secagg/v1/share"
+    ADVERTS = "fedsec/secagg/v1/adverts"
+    DEALINGS = "fedsec/secagg/v1/dealings"
+    INPUT = "fedsec/secagg/v1/input"
+    INPUTS = "fedsec/secagg/v1/inputs"
+    GROUP = "fedsec/secagg/v1/group"
+    SKETCH = "fedsec/secagg/v1/sketch"
+    BASE_VIEW = "fedsec/secagg/v1/base-view"
+    VIEW = "fedsec/secagg/v1/view"
+    AGREEMENT = "fedsec/secagg/v1/agreement"
+    VECTOR = "fedsec-vector-v1"
+    """Personalisation of BLAKE2b, which hashes uploads: at most 16 bytes."""
+
+
+class SignLabel(StrEnum):
+    """What a signature of an identity key is for: one label a type of statement."""
+
+    CONFIG = "fedsec/secagg/v1/sign-config"
+    ADVERT = "fedsec/secagg/v1/sign-advert"
+    DEALING = "fedsec/secagg/v1/sign-dealing"
+    INPUT = "fedsec/secagg/v1/sign-input"
+    SKETCH = "fedsec/secagg/v1/sign-sketch"
+    CONSENT = "fedsec/secagg/v1/sign-consent"
+    SHARES = "fedsec/secagg/v1/sign-shares"
+    BLAME = "fedsec/secagg/v1/sign-blame"
+    EDGE = "fedsec/secagg/v1/sign-edge"
+
+
+class Phase(StrEnum):
+    """The stages of a round, named after Bonawitz et al. 2017."""
+
+    ADVERTISE_KEYS = "advertise_keys"
+    SHARE_KEYS = "share_keys"
+    MASKED_INPUT = "masked_input"
+    SKETCH = "sketch"
+    CONSISTENCY_CHECK = "consistency_check"
+    UNMASK = "unmask"
+    BLAME = "blame"
+    BLAME_OPEN = "blame_open"
+    DONE = "done"
+    ABORTED = "aborted"
