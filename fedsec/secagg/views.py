@@ -68,8 +68,12 @@ def sketch_view(base: bytes, group: bytes, matrix_seed: bytes) -> bytes:
 
 def agreement_digest(view: bytes, request: ConsistencyRequest) -> bytes:
     """What a consent signs: the accepted and the rejected set under a view."""
-    accepted = _members(part.sender for part in request.accepted)
-    return digest(Label.AGREEMENT, request.context, view, accepted, _members(request.rejected))
+    return agreement_digest_of(request.context, view, [part.sender for part in request.accepted], request.rejected)
+
+
+def agreement_digest_of(context: bytes, view: bytes, accepted: Iterable[int], rejected: Iterable[int]) -> bytes:
+    """The same, of the bare sets in increasing order."""
+    return digest(Label.AGREEMENT, context, view, _members(accepted), _members(rejected))
 
 
 def sketch_commitment(context: bytes, sender: int, salt: bytes, sketch: bytes) -> bytes:
