@@ -2,7 +2,8 @@
 
 1. One nonce a group, committed to in every CONFIG. It is opened when the uploads of all cohorts are fixed, and never serves again: a retry is
    a new group with a nonce of its own, whose sketches are never pooled with these (decision 0010, finding 3).
-2. A cohort that fails drops out; the others go on. Its root stays in the group's, as zeros if it failed before its uploads were fixed.
+2. A cohort that fails drops out; the others go on. In the list of roots it stands as zeros if it failed before its uploads were fixed, and
+   so does a cohort that is not in this attempt.
 3. The rule sees the sketches of all cohorts at once; what it accepts is cut up by cohort again.
 
 Source: design note SECAGG, "Cohorts and numbers" and stage 4.
@@ -35,18 +36,18 @@ class GroupServer:
     """All cohorts of one attempt.
 
     Attributes:
-        cohorts: by number.
+        cohorts: by number; those of a retry are the ones that failed before.
         nonce: 32 secret bytes, until the uploads are fixed.
         failed: reason by cohort.
     """
 
-    cohorts: tuple[CohortServer, ...]
+    cohorts: Mapping[int, CohortServer]
     nonce: bytes = field(repr=False)
     failed: dict[int, str] = field(default_factory=dict)
 
     def running(self) -> dict[int, CohortServer]:
         """The cohorts that are still in the round."""
-        return {number: cohort for number, cohort in enumerate(self.cohorts) if number not in self.failed}
+        return {number: cohort for number, cohort in self.cohorts.items() if number not in self.failed}
 
     def close_phase(self) -> None:
         """End the phase that the running cohorts are in; a cohort that cannot go on fails."""
@@ -58,7 +59,8 @@ class GroupServer:
         running = self.running()
         if any(cohort.phase is not Phase.SKETCH for cohort in running.values()):
             raise LocalProtocolError("the nonce is opened when all uploads are fixed")
-        roots = [running[number].input_root() if number in running else bytes(DIGEST_BYTES) for number in range(len(self.cohorts))]
+        count = max((cohort.config.num_cohorts for cohort in running.values()), default=0)
+        roots = [running[number].input_root() if number in running else bytes(DIGEST_BYTES) for number in range(count)]
         for cohort in running.values():
             cohort.open_nonce(roots, self.nonce)
 
