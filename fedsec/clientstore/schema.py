@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fedsec.errors import StorageError
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -23,6 +23,16 @@ CREATE TABLE IF NOT EXISTS rounds (
 ) STRICT;
 CREATE TABLE IF NOT EXISTS personal (run_id TEXT NOT NULL, kind TEXT NOT NULL, arrays BLOB NOT NULL, PRIMARY KEY (run_id, kind)) STRICT;
 CREATE TABLE IF NOT EXISTS runs (run_id TEXT PRIMARY KEY, terms TEXT NOT NULL, finished INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS attempts (
+    run_id TEXT NOT NULL, server_round INTEGER NOT NULL, attempt INTEGER NOT NULL, context BLOB NOT NULL UNIQUE, retry BLOB NOT NULL,
+    commitment BLOB NOT NULL UNIQUE, unmasked INTEGER NOT NULL, sketch_rows INTEGER NOT NULL, PRIMARY KEY (run_id, server_round, attempt)
+) STRICT;
+CREATE TABLE IF NOT EXISTS outbox (
+    context BLOB NOT NULL, stage TEXT NOT NULL, request_hash BLOB NOT NULL, reply BLOB, PRIMARY KEY (context, stage)
+) STRICT;
+CREATE TABLE IF NOT EXISTS rosters (
+    federation TEXT PRIMARY KEY, version INTEGER NOT NULL, digest BLOB NOT NULL, body BLOB NOT NULL, log_size INTEGER NOT NULL, log_root BLOB NOT NULL
+) STRICT;
 """
 
 

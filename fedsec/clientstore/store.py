@@ -16,7 +16,7 @@ import contextlib
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Self
 
 from fedsec.clientstore.anchor import Anchor, check_anchor, read_anchor, write_anchor
+from fedsec.clientstore.protocol import ProtocolRecords, database_errors
 from fedsec.clientstore.schema import SCHEMA_VERSION, connect
 from fedsec.errors import DecodeError, LocalProtocolError, PeerError, StorageError
 from fedsec.files import exclusive_lock
@@ -113,7 +114,7 @@ class ClientStore:
             stack.callback(connection.close)
             os.chmod(folder / DATABASE, 0o600)  # noqa: PTH101 - sqlite made the file
             store = cls(folder, connection, contextlib.ExitStack(), durable=durable)
-            with _database_errors(folder):
+            with database_errors(folder):
                 store._check_or_found(client_id)
             store._cleanup = stack.pop_all()
         return store
@@ -145,7 +146,7 @@ class ClientStore:
         """
         if len(round_key) != ROUND_KEY_BYTES:
             raise LocalProtocolError(f"a round key has {ROUND_KEY_BYTES} bytes")
-        with _database_errors(self._folder):
+        with database_errors(self._folder):
             known = self._connection.execute(
                 "SELECT request_hash, round_key, answer FROM rounds WHERE run_id = ? AND server_round = ?",
                 (question.run_id, question.server_round),
@@ -176,14 +177,32 @@ class ClientStore:
             self._entries.append(entry)
         return Charged(round_key=round_key)
 
-    def finish_round(self, question: RoundQuestion, answer: bytes, *, personal: bytes | None = None) -> None:
+    @property
+    def protocol(self) -> ProtocolRecords:
+        """What is kept of rounds of secure aggregation."""
+        return ProtocolRecords(self._connection, lambda: self._commit(self._head()), self._folder)
+
+    def finish_round(
+        self,
+        question: RoundQuestion,
+        answer: bytes,
+        *,
+        personal: bytes | None = None,
+        also: Callable[[sqlite3.Connection], None] | None = None,
+    ) -> None:
         """Store the answer, and the personal parameters trained with it, and erase the round key; only then may it be sent.
+
+        Args:
+            question: of the round that was begun.
+            answer: to send, now and when asked again.
+            personal: parameters trained with it.
+            also: what else belongs into the same commit.
 
         Raises:
             LocalProtocolError: the round was not begun, or is finished.
             StorageError: the commit failed; nothing may be sent.
         """
-        with _database_errors(self._folder), self._commit(self._head()) as connection:
+        with database_errors(self._folder), self._commit(self._head()) as connection:
             changed = connection.execute(
                 "UPDATE rounds SET answer = ?, round_key = NULL WHERE run_id = ? AND server_round = ? AND request_hash = ? AND answer IS NULL"
                 " AND round_key IS NOT NULL",
@@ -191,6 +210,8 @@ class ClientStore:
             ).rowcount
             if changed != 1:
                 raise LocalProtocolError(f"round {question.server_round} of run {question.run_id} is not under way")
+            if also is not None:
+                also(connection)
             if personal is not None:
                 connection.execute("INSERT OR REPLACE INTO personal VALUES (?, ?, ?)", (question.run_id, TRAINED, personal))
             connection.execute(  # also the key of a round that was begun and given up: it will not be answered any more
@@ -203,7 +224,7 @@ class ClientStore:
 
     def personal(self, run_id: str, kind: str) -> bytes | None:
         """The personal parameters of one kind kept for a run, if any."""
-        with _database_errors(self._folder):
+        with database_errors(self._folder):
             row = self._connection.execute("SELECT arrays FROM personal WHERE run_id = ? AND kind = ?", (run_id, kind)).fetchone()
         return bytes(row[0]) if row is not None else None
 
@@ -213,7 +234,7 @@ class ClientStore:
         Raises:
             PeerError: this client took no part in such a run.
         """
-        with _database_errors(self._folder), self._commit(self._head()) as connection:
+        with database_errors(self._folder), self._commit(self._head()) as connection:
             if connection.execute("UPDATE runs SET finished = 1 WHERE run_id = ?", (run_id,)).rowcount != 1:
                 raise PeerError("server", "personalise", "this client took no part in such a run")
             connection.execute("INSERT OR REPLACE INTO personal VALUES (?, ?, ?)", (run_id, FITTED, arrays))
@@ -326,11 +347,3 @@ def adopt_moved_store(folder: Path, *, client_id: str) -> None:
     """
     with ClientStore.open(folder, client_id=client_id, durable=False):
         pass  # opening without the identity check rewrites the anchor with the new identity
-
-
-@contextlib.contextmanager
-def _database_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise StorageError(f"the store in {folder} failed: {error}; nothing was sent") from error

@@ -1,21 +1,20 @@
 """What a plan protects, against whom, and under which assumptions: in words that a reader can hold against the code.
 
-1. Nothing is claimed that this version does not do: without secure aggregation the server sees each client's update, and says so.
+1. Nothing is claimed that the plan does not do: without secure aggregation the server sees each client's update, and the sentence says so.
 2. What a plan releases beside the model (client sizes, test results in clear, a seed that anyone may know) is said as plainly.
 """
 
 from __future__ import annotations
 
 from fedsec.plan.model import Plan
+from fedsec.plan.secure import cohort_numbers, hiding_statement
 
 
 def guarantee_sentence(plan: Plan) -> str:
     """One sentence: unit, epsilon, delta, relation, adversary, assumption."""
     if not plan.is_private:
-        return (
-            "No differential privacy: the model and each client's update may reveal single records, "
-            "to the server above all, which sees every update in clear."
-        )
+        seen = "which sees sums over cohorts, and a sketch of each update" if plan.secagg.enabled else "which sees every update in clear"
+        return f"No differential privacy: the model and each client's update may reveal single records, to the server above all, {seen}."
     privacy = plan.privacy
     bound = "fixed by the plan" if privacy.noise_multiplier is not None else "calibrated to it"
     return (
@@ -27,11 +26,10 @@ def guarantee_sentence(plan: Plan) -> str:
 
 def notes(plan: Plan) -> tuple[str, ...]:
     """What else a careful reader must know, one sentence each."""
-    lines = []
+    lines = list(secagg_notes(plan)) if plan.secagg.enabled else []
     if plan.is_private:
-        lines.append(
-            "The server sees each client's update in clear (no secure aggregation in this version); the noise above covers that view."
-        )
+        if not plan.secagg.enabled:
+            lines.append("The server sees each client's update in clear (no secure aggregation); the noise above covers that view.")
         lines.append("In a simulation, noise and sampling come from the plan's seed: whoever knows the seed can remove them.")
     if plan.training.batch_size == "per-client":
         lines.append(
@@ -56,6 +54,45 @@ def notes(plan: Plan) -> tuple[str, ...]:
         lines.append(
             f"The released model is the mean of the last {plan.training.tail_average} rounds' models: post-processing, no extra epsilon."
         )
+    return tuple(lines)
+
+
+def secagg_notes(plan: Plan) -> tuple[str, ...]:
+    """What the server learns under secure aggregation, what is survived, and what a sketch is worth."""
+    secagg, lines = plan.secagg, []
+    numbers = cohort_numbers(secagg, plan.federation.num_clients)
+    cohorts = sum(item.count for item in numbers)
+    side = "the sum of the accepted updates" if cohorts == 1 else f"the sum of the accepted updates of each of {cohorts} cohorts"
+    lines.append(
+        f"Secure aggregation: the server learns {side}, {secagg.sketch_rows} numbers about each update (a sketch), each declared batch size, "
+        "and who answered; not one client's update."
+    )
+    for item in numbers:
+        limits, least = item.limits, item.limits.minimum_accepted - item.limits.num_corrupt
+        with_bad = max(item.drops_with_bad_dealers, 0)
+        lines.append(
+            f"{item.count} cohort{'s' if item.count > 1 else ''} of {limits.num_clients}: holds against a server helped by "
+            f"{limits.num_corrupt} corrupt member{'s' if limits.num_corrupt > 1 else ''} (t = {limits.threshold}); a sum holds at least {least} honest "
+            f"clients; {limits.tolerated_dropouts} drop-outs are survived, {with_bad} if the corrupt ones also deal bad shares."
+        )
+    if cohorts > 1:
+        lines.append(
+            f"{secagg.num_corrupt} of {plan.federation.num_clients} clients corrupt before the cohorts are drawn put more than that into a cohort with "
+            "probability under 2^-40; against one who corrupts afterwards the count holds federation-wide only."
+        )
+    factor, bits = hiding_statement(plan)
+    lines.append(
+        f"Against an honest server, colluders can add {factor:g} times the norm that their sketches show with probability under 2^{bits:.0f} a round: "
+        "a bound in L2, one coordinate may carry it all."
+    )
+    lines.append(
+        "A sketch is post-processing of the noised update: the epsilon above covers it."
+        if plan.is_private
+        else "Without differential privacy, sketches do not hide an update from a server that chooses the model."
+    )
+    lines.append(
+        "In a simulation a throw-away CA in the run's folder certifies everybody: signatures and chains are real, identities are not."
+    )
     return tuple(lines)
 
 

@@ -26,6 +26,7 @@ from fedsec.plan.sections import (
     Section,
     TrainingSection,
 )
+from fedsec.plan.secure import hiding_statement
 
 PLAN_FORMAT = "fedsec/plan/v1"
 
@@ -49,7 +50,7 @@ class Plan(Section):
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        for rule in (_federation_rules, _data_rules, _model_rules, _privacy_rules, _unbuilt_rules):
+        for rule in (_federation_rules, _data_rules, _model_rules, _privacy_rules, _secagg_rules, _unbuilt_rules):
             rule(self)
         return self
 
@@ -162,14 +163,35 @@ def _privacy_rules(plan: Plan) -> None:
             raise ConfigError('has no meaning with unit = "none"', field=f"privacy.{field}", mend="remove it")
 
 
+def _secagg_rules(plan: Plan) -> None:
+    if not plan.secagg.enabled:
+        return
+    if plan.federation.fraction < 1:
+        raise ConfigError(
+            "cohorts are fixed: every client takes part in every round",
+            field="federation.fraction",
+            mend="set it to 1, or secagg.enabled to false",
+        )
+    if plan.federation.evaluate_clients:
+        raise ConfigError(
+            "a client's test result would leave in clear beside its masked update",
+            field="federation.evaluate_clients",
+            mend="set it to false: the server has a test set of its own",
+        )
+    if not plan.is_private and not plan.secagg.sketch_without_dp:
+        raise ConfigError(
+            "without differential privacy a sketch does not hide an update from a server that chooses the model",
+            field="secagg.sketch_without_dp",
+            mend='set it to true to accept that openly, use privacy.unit = "example", or set secagg.enabled to false',
+        )
+    if math.isinf(hiding_statement(plan)[0]):  # this and what it calls refuse numbers that break the protocol
+        raise ConfigError(
+            f"{plan.secagg.sketch_rows} rows show nothing about the size of an update", field="secagg.sketch_rows", mend="use 32 or more"
+        )
+
+
 def _unbuilt_rules(plan: Plan) -> None:
     """Refuse what later issues build: asking for protection that is not there must never look like having it."""
-    if plan.secagg.enabled:
-        raise ConfigError(
-            "secure aggregation is not built yet in this version",
-            field="secagg.enabled",
-            mend="set it to false; the server then sees each client's (noised) update",
-        )
     if plan.robust.rule != "mean":
         raise ConfigError(f'rule "{plan.robust.rule}" is not built yet in this version', field="robust.rule", mend='use "mean"')
     if plan.attack.name != "none":

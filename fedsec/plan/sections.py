@@ -149,9 +149,38 @@ class PrivacySection(Section):
 
 
 class SecaggSection(Section):
-    """Secure aggregation; not built yet, so a plan that asks for it is refused."""
+    """Secure aggregation: the server learns sums over cohorts, and of each client a sketch."""
 
-    enabled: bool = Field(False, description="the server learns sums only")
+    enabled: bool = Field(False, description="the server learns sums only; on in the default plan")
+    cohort_size: Annotated[int, Field(ge=4, le=1024)] = Field(
+        64, description="most clients that aggregate together; more make more cohorts"
+    )
+    num_corrupt: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        1, description="clients of the whole federation that may work with the server: a number, never a share"
+    )
+    minimum_accepted: PositiveInt | None = Field(
+        None, description="fewest clients in an opened sum; default: half the cohort, and at least two honest ones"
+    )
+    sketch_rows: Annotated[int, Field(ge=8, le=4096, multiple_of=8)] = Field(
+        128, description="numbers in a client's sketch, a multiple of 8"
+    )
+    norm_slack: Annotated[float, Field(gt=1.0, lt=4.0, allow_inf_nan=False)] = Field(
+        2.0, description="squared norm that a sketch may show, in multiples of what the bound gives"
+    )
+    weight_limit: Annotated[int, Field(ge=1, le=1 << 20)] | None = Field(
+        None, description="largest batch size a client may declare; default: the largest of the plan's"
+    )
+    update_norm: PositiveFinite | None = Field(
+        None, description="L2 norm of a model difference past which it is shrunk; default: from clip and noise, without privacy 100"
+    )
+    sketch_without_dp: bool = Field(
+        False, description="allow sketches of updates without noise: they hide little from a server that chooses models"
+    )
+    attempts: Annotated[int, Field(ge=1, le=2)] = Field(2, description="tries of a round that ends before anything was opened")
+    stage_timeout_s: PositiveFinite = Field(60.0, description="seconds to wait in each stage but training, which has round_timeout_s")
+    rosters: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        12, description="lists of clients, each with cohorts drawn anew, that the bound on corrupt members of a cohort provides for"
+    )
 
 
 class RobustSection(Section):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedsec.errors import DecodeError, PeerError, VerificationError
+from fedsec.errors import DecodeError, LocalProtocolError, PeerError, VerificationError
 from fedsec.merkle import inclusion_proof
 from fedsec.secagg.checks import read_statement
 from fedsec.secagg.dealing import leaf_hashes
@@ -73,16 +73,17 @@ def name_share_liars(server: CohortServer) -> tuple[Named, ...]:
     """Members that signed a share which was never dealt to them."""
     named = []
     for holder, released in sorted(server.released.items()):
-        for owner in released.lies[:1]:
+        for owner in released.lies[:1]:  # one lie names its sender
             place = sorted(server.dealings).index(owner)
             evidence = Evidence(
-                kind=EvidenceKind.SHARE,
+                kind=int(EvidenceKind.SHARE),
                 accused=holder,
                 config=server.config,
                 statements=(bare(released.envelope), bare(server.dealings[owner].envelope)),
                 senders=(holder, owner),
                 leaves=(proven_leaf(server, owner, holder),),
                 shares=(ShownShare(holder=holder, share=released.statement.shares[place]),),
+                accepted=server.accepted,
                 view=(view_opening(server),),
             )
             named.append(verify_evidence(evidence, server.members, verify=server.verify))
@@ -95,7 +96,7 @@ def name_bad_dealers(server: CohortServer, bad: Sequence[BadDealing]) -> tuple[N
     for dealing in bad:
         holders = sorted(dealing.shares)
         evidence = Evidence(
-            kind=EvidenceKind.DEALING,
+            kind=int(EvidenceKind.DEALING),
             accused=dealing.dealer,
             config=server.config,
             statements=(bare(server.adverts[dealing.dealer][1]), bare(server.dealings[dealing.dealer].envelope)),
@@ -162,7 +163,12 @@ class BlameServer:
 
         Raises:
             PeerError: it is refused; nothing changed.
+            LocalProtocolError: nothing is asked any more.
         """
+        if self.phase not in (Phase.BLAME, Phase.BLAME_OPEN):
+            raise LocalProtocolError(f"nothing is taken in phase {self.phase}")
+        if sender not in self.server.accepted:
+            raise PeerError(f"member {sender}", self.phase, "was not asked")
         name = self.server.members[sender].client_id
         try:
             envelope = Envelope.decode(data)
@@ -213,7 +219,7 @@ class BlameServer:
         server = self.server
         without = view_opening(server).without_edge(member)
         return Evidence(
-            kind=EvidenceKind.SKETCH,
+            kind=int(EvidenceKind.SKETCH),
             accused=member,
             config=server.config,
             statements=(
@@ -251,7 +257,7 @@ class BlameServer:
         if accused in self._named:
             return
         evidence = Evidence(
-            kind=EvidenceKind.EDGE,
+            kind=int(EvidenceKind.EDGE),
             accused=accused,
             config=server.config,
             statements=(bare(self.values[accused][1]), bare(server.dealings[accused].envelope)),

@@ -23,6 +23,7 @@ Source: Bonawitz et al. 2017, figure 4, rounds 2 to 4; design note SECAGG, stage
 from __future__ import annotations
 
 import hmac
+import zlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -49,7 +50,7 @@ from fedsec.secagg.messages import (
 from fedsec.secagg.seat import Holdings, MakeMatrix, Seat, plain_matrix, refusing
 from fedsec.secagg.sketch import make_sketch
 from fedsec.secagg.views import agreement_digest, group_root, input_digest, input_root, sketch_commitment, sketch_view, vector_hash
-from fedsec.secagg.wire import Fixed, Part, Record
+from fedsec.secagg.wire import Fixed, Part, Record, UInt
 from fedsec.signing import Signer, Verify
 
 
@@ -82,7 +83,12 @@ class Ready(Record):
             LocalProtocolError: another length, or longer than L.
         """
         seat = self.seat
-        if encoded.shape != (seat.config.dimension,) or float(np.linalg.norm(encoded.astype(np.float64))) > seat.config.norm_bound + 0.5:
+        encoded = np.ascontiguousarray(encoded)
+        if (
+            encoded.dtype != np.int32
+            or encoded.shape != (seat.config.dimension,)
+            or float(np.linalg.norm(encoded.astype(np.float64))) > seat.config.norm_bound + 0.5
+        ):
             raise LocalProtocolError("the vector is not an encoded update of this round")
         context, index = seat.context, seat.index
         keys = {edge.peer: pair_mask_key(edge.seed, context) for edge in self.holdings.edges}
@@ -96,7 +102,13 @@ class Ready(Record):
             vector_hash=vector_hash(context, index, vector),
             disputed=self.disputed,
         )
-        uploaded = Uploaded(seat=seat, base_view=self.base_view, holdings=self.holdings, input_digest=input_digest(statement.encode()))
+        uploaded = Uploaded(
+            seat=seat,
+            base_view=self.base_view,
+            holdings=self.holdings,
+            input_digest=input_digest(statement.encode()),
+            checksum=zlib.crc32(encoded),
+        )
         return uploaded, sign_statement(statement, signer, attachment=vector.astype("<u4", copy=False).tobytes())
 
 
@@ -110,11 +122,13 @@ class Uploaded(Record):
         ("base_view", Fixed(DIGEST_BYTES)),
         ("holdings", Part(Holdings)),
         ("input_digest", Fixed(DIGEST_BYTES)),
+        ("checksum", UInt(4)),
     )
     seat: Seat
     base_view: bytes
     holdings: Holdings
     input_digest: bytes
+    checksum: int = field(repr=False)
 
     def sketch(
         self, data: bytes, encoded: IntVector, *, signer: Signer, salt: bytes, matrix: MakeMatrix = plain_matrix
@@ -130,8 +144,11 @@ class Uploaded(Record):
 
         Raises:
             PeerError: this client's input is missing or changed, or the nonce is not the one committed to.
+            LocalProtocolError: not the vector that was uploaded: its sketch would be a lie, and provably this client's.
         """
         seat, config = self.seat, self.seat.config
+        if encoded.dtype != np.int32 or zlib.crc32(np.ascontiguousarray(encoded)) != self.checksum:
+            raise LocalProtocolError("not the vector that was uploaded")
         with refusing(Phase.SKETCH):
             request = SketchRequest.decode(data)
             leaves = {leaf.sender: leaf.digest for leaf in request.inputs}

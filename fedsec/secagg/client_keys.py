@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from fedsec.errors import ConfigError, DecodeError
 from fedsec.merkle import leaf_hash, merkle_root, verify_inclusion
 from fedsec.secagg import shamir
-from fedsec.secagg.checks import check_advert, read_statement, sign_statement
+from fedsec.secagg.checks import check_advert, read_statement, sign_statement, verify_statement
 from fedsec.secagg.client import Ready
 from fedsec.secagg.config import LocalPolicy, Member, RoundConfig, check_members
 from fedsec.secagg.dealing import BoxKeys, HeldShares, box_keys, deal, leaf_hashes, open_leaf
@@ -243,22 +243,23 @@ class Dealt(Record):
         if len(request.dealt) < seat.config.threshold:
             raise DecodeError(f"{len(request.dealt)} members dealt, {seat.config.threshold} are needed")
         own = [part for part in request.dealt if part.sender == seat.index]
-        if len(own) != 1 or own[0].root != self.root:
+        if len(own) != 1 or own[0].root != self.root or own[0].leaf or own[0].path:
             raise DecodeError("this client's own dealing is missing or changed")
+        self._check_root(own[0], verify)
         place = u1.index(seat.index)
         return {part.sender: self._read_leaf(part, place, len(u1), verify) for part in request.dealt if part.sender != seat.index}
 
     def _read_leaf(self, part: DealtPart, place: int, size: int, verify: Verify) -> DealtLeaf:
-        seat = self.seat
-        content = Dealing(context=seat.context, sender=part.sender, root=part.root).encode()
-        read_statement(
-            Dealing, content, part.signature, context=seat.context, sender=part.sender, member=seat.members[part.sender], verify=verify
-        )
+        self._check_root(part, verify)
         verify_inclusion(leaf_hash(part.leaf), place, size, part.path, part.root)
         leaf = DealtLeaf.decode(part.leaf)
-        if leaf.receiver != seat.index:
+        if leaf.receiver != self.seat.index:
             raise DecodeError("a leaf for another receiver")
         return leaf
+
+    def _check_root(self, part: DealtPart, verify: Verify) -> None:
+        dealing = Dealing(context=self.seat.context, sender=part.sender, root=part.root)
+        verify_statement(dealing, part.signature, member=self.seat.members[part.sender], verify=verify)
 
     def _check_removed(self, request: MaskedInputRequest, leaves: dict[int, DealtLeaf]) -> set[int]:
         """The peers whose edge with this client is removed: those whose signed tag differs from its own, exactly."""

@@ -24,6 +24,7 @@ from fedsec.secagg.labels import (
     MAX_ATTEMPTS,
     MAX_COHORT,
     MAX_COHORTS,
+    MAX_CONTENT_BYTES,
     MAX_ID_BYTES,
     MAX_NORM_SLACK,
     MAX_SKETCH_ROWS,
@@ -117,6 +118,10 @@ class RoundConfig(Record):
     time_s: int
 
     def __post_init__(self) -> None:
+        try:
+            self.encode()
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"CONFIG has a value without an encoding: {error}") from None
         if not (1 <= self.num_cohorts <= MAX_COHORTS and 0 <= self.cohort < self.num_cohorts):
             raise ConfigError(f"cohort {self.cohort} of {self.num_cohorts}", field="secagg.cohort_size")
         if not (self.server_round >= 1 and 1 <= self.attempt <= MAX_ATTEMPTS):
@@ -126,6 +131,12 @@ class RoundConfig(Record):
             raise ConfigError(f"threshold {self.threshold} does not follow from N = {self.num_clients} and c = {self.num_corrupt}")
         if not (ROWS_PER_WORD <= self.num_rows <= MAX_SKETCH_ROWS and self.num_rows % ROWS_PER_WORD == 0):
             raise ConfigError(f"{self.num_rows} sketch rows", field="secagg.sketch_rows", mend=f"a multiple of 8 up to {MAX_SKETCH_ROWS}")
+        if self.num_clients * (4 * self.num_rows + 6) > MAX_CONTENT_BYTES - 1024:
+            raise ConfigError(
+                f"edge values of {self.num_clients} members with {self.num_rows} rows are longer than a message",
+                field="secagg.sketch_rows",
+                mend="use fewer rows or smaller cohorts",
+            )
         if not 1 < self.norm_slack < MAX_NORM_SLACK:
             raise ConfigError(f"norm slack {self.norm_slack}", field="secagg.norm_slack", mend=f"over 1, under {MAX_NORM_SLACK}")
         if not 1 <= self.weight_limit <= MAX_WEIGHT:

@@ -18,7 +18,7 @@ Source: design note SECAGG, stage 8; decision 0010, findings 5, 9 and 12.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
@@ -29,7 +29,7 @@ from fedsec.secagg.checks import S, read_statement
 from fedsec.secagg.config import Member, RoundConfig, check_members
 from fedsec.secagg.fixedpoint import RingVector
 from fedsec.secagg.keys import PrivateKey
-from fedsec.secagg.labels import MAX_COHORT, SECRET_BYTES, SEED_BYTES
+from fedsec.secagg.labels import MAX_COHORT, MAX_REMOVED, SECRET_BYTES, SEED_BYTES
 from fedsec.secagg.masking import PairEnd, apply_masks, edge_tag, mask_words, pair_mask_key, pair_seed, seed_commitment, self_mask_key
 from fedsec.secagg.messages import (
     DIGEST,
@@ -45,6 +45,7 @@ from fedsec.secagg.messages import (
     Shares,
     SketchOpening,
     SketchStatement,
+    check_increasing,
 )
 from fedsec.secagg.shamir import LagrangeBasis
 from fedsec.secagg.sketch import SketchMatrix
@@ -88,7 +89,7 @@ class OpenedKey(Parted):
 
     FIELDS = (("advert", Part(Envelope)), ("key", Fixed(SECRET_BYTES)))
     advert: Envelope
-    key: bytes
+    key: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ class ViewOpening(Parted):
     FIELDS = (
         ("adverts", ListOf(Blob(512), MAX_COHORT)),
         ("dealings", ListOf(Blob(512), MAX_COHORT)),
-        ("removed", ListOf(Part(RemovedEdge), (1 << 16) - 1)),
+        ("removed", ListOf(Part(RemovedEdge), MAX_REMOVED)),
         ("group", DIGEST),
         ("matrix_seed", Fixed(SEED_BYTES)),
     )
@@ -115,6 +116,11 @@ class ViewOpening(Parted):
     removed: tuple[RemovedEdge, ...]
     group: bytes
     matrix_seed: bytes
+
+    def __post_init__(self) -> None:
+        # The view is a hash over sorted parts: without this, another order would give a share's place to another owner.
+        check_increasing([Advert.decode(content).sender for content in self.adverts], "adverts")
+        check_increasing(self.members(), "dealings")
 
     def members(self) -> tuple[int, ...]:
         """U2."""
@@ -261,13 +267,20 @@ class _Case:
             raise VerificationError("the opening is not that of the accused's view")
         return opening
 
+    def check_sets(self, opening: ViewOpening, view: bytes, agreement: bytes) -> None:
+        """The accepted set of the evidence, and the rest of U2, are those that the accused signed for."""
+        members, accepted = set(opening.members()), set(self.evidence.accepted)
+        rejected = sorted(members - accepted)
+        if not accepted <= members or agreement_digest_of(self.context, view, sorted(accepted), rejected) != agreement:
+            raise VerificationError("not the sets that were agreed on")
+
     def matrix(self, opening: ViewOpening) -> SketchMatrix:
         """R of an opened view."""
         return SketchMatrix(seed=opening.matrix_seed, num_rows=self.config.num_rows, dimension=self.config.dimension)
 
 
 def _check_share(case: _Case) -> str:
-    """Statements: the accused's shares; the dealer's dealing. Leaves: the dealer's for the accused. View: the accused's."""
+    """Statements: the accused's shares; the dealer's dealing. Leaves: the dealer's for the accused. View and accepted: the accused's."""
     dealer = case.evidence.senders[1]
     shares = case.read(0, Shares, case.accused)
     dealing = case.read(1, Dealing, dealer)
@@ -275,12 +288,15 @@ def _check_share(case: _Case) -> str:
     (shown,) = case.evidence.shares
     if leaf.receiver != case.accused or shown.holder != case.accused or shown.share not in shares.shares:
         raise VerificationError("not a share that the accused signed, or another's leaf")
-    hashes = {False: leaf.seed_share_hash, True: leaf.key_share_hash}
-    if any(share_hash(case.context, dealer, case.accused, of_key=of_key, share=shown.share) == hashes[of_key] for of_key in hashes):
-        raise VerificationError("the share is one that the dealer dealt")
-    if shares.shares[case.opening(shares.view).members().index(dealer)] != shown.share:
-        raise VerificationError("the share stands at another member's place")
-    return f"sent a share of {case.members[dealer].client_id} that was never dealt to it"
+    opening = case.opening(shares.view)
+    case.check_sets(opening, shares.view, shares.agreement)
+    place, of_key = opening.members().index(dealer), dealer not in case.evidence.accepted
+    if shares.shares[place] != shown.share or opening.dealings[place] != case.evidence.statements[1].content:
+        raise VerificationError("the share stands at another member's place, or the dealing is not the one in the accused's view")
+    due = leaf.key_share_hash if of_key else leaf.seed_share_hash
+    if share_hash(case.context, dealer, case.accused, of_key=of_key, share=shown.share) == due:
+        raise VerificationError("the share is the one that was due")
+    return f"sent a share of {case.members[dealer].client_id} that is not the one it was dealt"
 
 
 def _check_dealing(case: _Case) -> str:
@@ -325,7 +341,10 @@ def _check_edge(case: _Case) -> str:
         raise VerificationError("not the seed whose tag the accused signed")
     (signed,) = [edge.values for edge in values.edges if edge.peer == peer]
     words = mask_words(pair_mask_key(seed, case.context), case.config.dimension)
-    matrix = case.matrix(case.opening(values.view))
+    opening = case.opening(values.view)
+    if case.evidence.statements[1].content not in opening.dealings:
+        raise VerificationError("not the dealing that the accused's view holds")
+    matrix = case.matrix(opening)
     if signed == matrix.ring_product(words).astype("<u4", copy=False).tobytes():
         raise VerificationError("the signed value is the right one")
     return f"signed a wrong value for its edge with {case.members[peer].client_id}"
@@ -345,7 +364,9 @@ def _check_sketch(case: _Case) -> str:
     opening = case.opening(sketch.view)
     if values.view != sketch.view or upload.base_view != opening.base(context):
         raise VerificationError("statements under different views")
-    _check_sets(case, opening, values)
+    if case.evidence.statements[0].content not in opening.adverts:
+        raise VerificationError("not the advert that the accused's view holds")
+    _check_edges(case, opening, values)
     vector: RingVector = np.frombuffer(case.evidence.statements[1].attachment, dtype="<u4").astype(np.uint32)
     if len(vector) != case.config.dimension or vector_hash(context, accused, vector) != upload.vector_hash:
         raise VerificationError("not the vector that the accused signed")
@@ -362,19 +383,19 @@ def _check_sketch(case: _Case) -> str:
     return "sent a sketch that is not its upload's"
 
 
-def _check_sets(case: _Case, opening: ViewOpening, values: BlameValues) -> None:
+def _check_edges(case: _Case, opening: ViewOpening, values: BlameValues) -> None:
     """The accused's values and the shown keys are exactly those of the edges that it has."""
+    case.check_sets(opening, values.view, values.agreement)
     members, accepted = set(opening.members()), set(case.evidence.accepted)
-    rejected = tuple(sorted(members - accepted))
-    if not accepted <= members or case.accused not in accepted:
-        raise VerificationError("the accepted set is not within U2")
-    if agreement_digest_of(case.context, values.view, case.evidence.accepted, rejected) != values.agreement:
-        raise VerificationError("not the sets that were agreed on")
+    if case.accused not in accepted:
+        raise VerificationError("the accused was not accepted")
     edges = members - opening.without_edge(case.accused) - {case.accused}
     if {edge.peer for edge in values.edges} != edges & accepted:
         raise VerificationError("not a value for each edge")
     if sorted(Advert.decode(opened.advert.content).sender for opened in case.evidence.keys) != sorted(edges - accepted):
         raise VerificationError("not a key for each edge with a rejected member")
+    if any(opened.advert.content not in opening.adverts for opened in case.evidence.keys):
+        raise VerificationError("an advert that the accused's view does not hold")
 
 
 def _take_off(case: _Case, advert: Advert, vector: RingVector) -> None:

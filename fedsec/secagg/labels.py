@@ -45,6 +45,12 @@ ROWS_PER_WORD = 8
 MAX_COHORTS = 1 << 12
 """Most cohorts of a group: their input roots are listed one by one to every client."""
 
+MAX_CONTENT_BYTES = 1 << 21
+"""Longest signed content: the edge values of BLAME in the largest cohort."""
+
+MAX_REMOVED = (1 << 16) - 1
+"""Most edges of a cohort that may be removed."""
+
 MAX_ATTEMPTS = 2
 """Attempts of one round: the second uses the stored input of the first."""
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fedsec.secagg.labels import (
     BOX_BYTES,
@@ -23,7 +23,9 @@ from fedsec.secagg.labels import (
     DIGEST_BYTES,
     MAX_COHORT,
     MAX_COHORTS,
+    MAX_CONTENT_BYTES,
     MAX_DIMENSION,
+    MAX_REMOVED,
     MAX_SKETCH_ROWS,
     PUBLIC_KEY_BYTES,
     SECRET_BYTES,
@@ -41,7 +43,6 @@ MEMBERS = ListOf(INDEX, MAX_COHORT)
 SIGNED_BY: tuple[tuple[str, Codec], ...] = (("context", CONTEXT), ("sender", INDEX))
 """First fields of every statement."""
 
-MAX_CONTENT_BYTES = 1 << 20
 MAX_ATTACHMENT_BYTES = max(4 * MAX_DIMENSION, MAX_COHORT * (BOX_BYTES + 3 * DIGEST_BYTES + 2))
 
 
@@ -61,9 +62,9 @@ class Envelope(Record):
 
     TYPE = 1
     FIELDS = (("content", Blob(MAX_CONTENT_BYTES)), ("signature", SIGNATURE), ("attachment", Blob(MAX_ATTACHMENT_BYTES)))
-    content: bytes
+    content: bytes = field(repr=False)
     signature: bytes
-    attachment: bytes = b""
+    attachment: bytes = field(default=b"", repr=False)
 
 
 # --- Statements of clients ------------------------------------------------------------------------------------------------------
@@ -185,7 +186,7 @@ class Shares(Record):
     sender: int
     view: bytes
     agreement: bytes
-    shares: tuple[bytes, ...]
+    shares: tuple[bytes, ...] = field(repr=False)
 
     def __post_init__(self) -> None:
         if any(len(share) not in (0, SECRET_BYTES) for share in self.shares):
@@ -227,7 +228,7 @@ class EdgeSeed(Record):
     sender: int
     view: bytes
     peer: int
-    seed: bytes
+    seed: bytes = field(repr=False)
 
 
 Statement = Advert | Dealing | Input | SketchStatement | Consent | Shares | BlameValues | EdgeSeed
@@ -290,7 +291,7 @@ class MaskedInputRequest(Record):
     FIELDS = (
         ("context", CONTEXT),
         ("dealt", ListOf(Part(DealtPart), MAX_COHORT)),
-        ("removed", ListOf(Part(RemovedEdge), (1 << 16) - 1)),
+        ("removed", ListOf(Part(RemovedEdge), MAX_REMOVED)),
     )
     context: bytes
     dealt: tuple[DealtPart, ...]

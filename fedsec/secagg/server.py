@@ -32,10 +32,10 @@ from fedsec.errors import DecodeError, LocalProtocolError, PeerError, RoundAbort
 from fedsec.merkle import merkle_root
 from fedsec.secagg import requests
 from fedsec.secagg.checks import S, check_advert, read_statement
-from fedsec.secagg.config import Member, RoundConfig, check_members
+from fedsec.secagg.config import Member, RoundConfig, check_members, nonce_commitment
 from fedsec.secagg.dealing import leaf_hashes
 from fedsec.secagg.fixedpoint import RingVector
-from fedsec.secagg.labels import Phase
+from fedsec.secagg.labels import MAX_REMOVED, Phase
 from fedsec.secagg.messages import (
     Advert,
     Consent,
@@ -97,8 +97,8 @@ class SketchMade:
 class Released:
     """A member's shares, by the member of U2 that they belong to; a share that contradicts its dealer's hash is in ``lies``."""
 
-    envelope: Envelope
-    statement: Shares
+    envelope: Envelope = field(repr=False)
+    statement: Shares = field(repr=False)
     shares: dict[int, bytes] = field(repr=False)
     lies: tuple[int, ...]
 
@@ -120,6 +120,7 @@ class CohortServer:
         accepted: A, after :meth:`decide`.
         consents: signatures under the agreement.
         released: shares by their sender.
+        excluded: members that are not asked.
         suspects: dealers that over c members dispute: a reason to leave them out of the next attempt, no evidence.
     """
 
@@ -137,6 +138,7 @@ class CohortServer:
     consents: dict[int, bytes] = field(default_factory=dict)
     released: dict[int, Released] = field(default_factory=dict)
     suspects: tuple[int, ...] = ()
+    excluded: frozenset[int] = frozenset()
     cohort_roots: tuple[bytes, ...] = ()
     nonce: bytes = field(default=b"", repr=False)
     matrix_seed: bytes = b""
@@ -152,7 +154,7 @@ class CohortServer:
     def asked(self) -> tuple[int, ...]:
         """The members that this phase's request goes to."""
         everybody: Mapping[Phase, Collection[int]] = {
-            Phase.ADVERTISE_KEYS: range(len(self.members)),
+            Phase.ADVERTISE_KEYS: set(range(len(self.members))) - self.excluded,
             Phase.SHARE_KEYS: self.adverts,
             Phase.MASKED_INPUT: self.dealings,
             Phase.SKETCH: self.inputs,
@@ -175,6 +177,8 @@ class CohortServer:
             case Phase.MASKED_INPUT:
                 return requests.masked_input(self.context, sorted(self.adverts), self.dealings, self.removed)
             case Phase.SKETCH:
+                if not self.view:
+                    raise LocalProtocolError("R is not fixed yet")
                 return dict.fromkeys(self.asked(), requests.sketch(self.context, self._leaves(), self.cohort_roots, self.nonce))
             case Phase.CONSISTENCY_CHECK:
                 return dict.fromkeys(self.asked(), self._agreement().encode())
@@ -325,8 +329,10 @@ class CohortServer:
 
     def open_nonce(self, cohort_roots: Sequence[bytes], nonce: bytes) -> None:
         """Fix R: the uploads of all cohorts of the group are closed."""
-        if self.phase is not Phase.SKETCH or cohort_roots[self.config.cohort] != self.input_root():
-            raise LocalProtocolError("R is fixed after the uploads, from the roots of all cohorts")
+        if self.phase is not Phase.SKETCH or self.view or cohort_roots[self.config.cohort] != self.input_root():
+            raise LocalProtocolError("R is fixed once, after the uploads, from the roots of all cohorts")
+        if nonce_commitment(nonce) != self.config.nonce_commitment:
+            raise LocalProtocolError("not the nonce that CONFIG commits to")
         self.cohort_roots, self.nonce = tuple(cohort_roots), nonce
         group = group_root(self.cohort_roots)
         self.matrix_seed = requests.matrix_seed(group, nonce)
@@ -381,6 +387,9 @@ class CohortServer:
             for high in members[place + 1 :]
             if leaves[low][high].tag != leaves[high][low].tag
         )
+        if len(self.removed) > MAX_REMOVED:
+            self.abort()
+            raise RoundAborted(f"{len(self.removed)} edges have tags that differ: more than one round may lose")
         adverts = {index: envelope.content for index, (_, envelope) in self.adverts.items()}
         dealings = {index: dealt.envelope.content for index, dealt in self.dealings.items()}
         self._base_view = base_view(self.context, adverts, dealings, self.removed)

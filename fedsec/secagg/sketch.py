@@ -9,12 +9,14 @@
 
 How R is read off the key stream: rows come in groups of eight, and group g has a stream of its own (counter block: g in the upper
 64 bits). Its j-th 16-bit word, little-endian, belongs to coordinate j: entry 8g + i is bit 2i minus bit 2i + 1. So R for fewer rows or
-coordinates is a corner of R for more.
+coordinates is a corner of R for more. The stream is laid not over zeros but over bytes 0xAA, which flips every odd bit at no cost: the
+number of ones in a pair of bits is then the entry plus 1, and three operations on 64 bits count it for 32 entries at once. What is
+called a word below is eight such digits of two bits; 6561 of the 65536 values occur, which spares the caches.
 
-How R·x is computed. For one vector without ever writing R down: the entries of x are added into 65536 buckets, by their words of one
-row group; which bucket counts with which sign in which row does not depend on x ("mailman", Liberty and Zucker 2009). Eight rows cost
-one pass over x. For several vectors at once R is written out, a few coordinates at a time, for a matrix product by BLAS, which costs
-a vector about a fifth of that.
+How R·x is computed. For one vector without ever writing R down: the entries of x are added into buckets, by their words of one row
+group; which bucket counts with which sign in which row does not depend on x ("mailman", Liberty and Zucker 2009). Eight rows cost one
+pass over x. For several vectors at once R is written out, a few coordinates at a time, for a matrix product by BLAS; of many vectors
+each costs about a third of one alone.
 
 Exactness. |x_j| <= 2**32 is checked. Buckets and whatever is added up from them are int64; with d <= 2**26 entries no sum of any
 part of them passes 2**58 < 2**63. The matrix product is in float64, over at most 2**13 coordinates, so that every partial sum, in any
@@ -52,21 +54,26 @@ _WORD_BYTES = 2
 _BUCKETS = 1 << (8 * _WORD_BYTES)
 _MAX_ENTRY = 1 << 32
 _BLOCK_BYTES = 16
-_PIECE = 1 << 17  # words at a time for one vector
+_PIECE = 1 << 16  # words at a time for one vector
 _WIDE_PIECE = 1 << 13  # of every row group at a time for several; the proof of exactness assumes no more
-_BLOCK = 1 << 10  # coordinates of R written out: with 256 rows 2 MiB
-_FEW = 4  # vectors from which on writing R out pays
-_ZEROS = memoryview(bytes(_PIECE * _WORD_BYTES))
+_BLOCK = 1 << 9  # coordinates of R written out at a time: with 256 rows 1 MiB
+_FEW = 6  # vectors from which on writing R out pays
+_MANY = 1 << 6  # vectors at a time
+# OpenBLAS stays in the caller's thread up to 2**18 multiplications. Above it starts threads on every core, and where the cores are
+# taken, these cost twenty times the work.
+_TILE = 1 << 6
+_TILE_AREA = 1 << 12
+_ODD_BITS = memoryview(b"\xaa" * (_PIECE * _WORD_BYTES))
+_EVEN_BITS = np.uint64(0x5555_5555_5555_5555)
 
 Sketch = npt.NDArray[np.int32]
 IntegerVector = npt.NDArray[np.int32] | npt.NDArray[np.uint32] | npt.NDArray[np.int64]
 
 
 def _byte_entries() -> npt.NDArray[np.int64]:
-    """[256, 4]: the four entries that each byte of a word stands for."""
-    bits = (np.arange(256)[:, None] >> np.arange(8)) & 1
-    entries: npt.NDArray[np.int64] = bits[:, 0::2] - bits[:, 1::2]
-    return entries.astype(np.int64)
+    """[256, 4]: the four entries that each byte of a word stands for; bytes with a digit 3 do not occur."""
+    digits = (np.arange(256)[:, None] >> np.arange(0, 8, 2)) & 3
+    return digits.astype(np.int64) - 1
 
 
 _BYTE_ENTRIES = _byte_entries()
@@ -151,15 +158,22 @@ class SketchMatrix:
         """
         for x in vectors:
             _check(x, self.dimension)
-        if len(vectors) < _FEW:
-            return np.array([self.product(x) for x in vectors], dtype=np.int64).reshape(len(vectors), self.num_rows)
         result = np.zeros((len(vectors), self.num_rows), dtype=np.int64)
+        for first in range(0, len(vectors), _MANY):
+            some = vectors[first : first + _MANY]
+            into = result[first : first + _MANY]
+            if len(some) < _FEW:
+                into[:] = [self.product(x) for x in some]
+            else:
+                self._add_products(some, into)
+        return result
+
+    def _add_products(self, vectors: Sequence[IntegerVector], into: npt.NDArray[np.int64]) -> None:
         for start, words in self._wide_pieces():
             values = np.empty((len(vectors), len(words)))
             for row, x in zip(values, vectors, strict=True):
                 row[:] = x[start : start + len(words)]
-            result += _written_out(values, words).astype(np.int64)
-        return result
+            into += _written_out(values, words).astype(np.int64)
 
     def ring_product(self, words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
         """R·w modulo ``2**32``, uint32 [num_rows]: the only form in which a client may show the sketch of a mask (BLAME).
@@ -172,14 +186,16 @@ class SketchMatrix:
         Raises:
             ValueError: wrong dtype or shape.
         """
-        return self.ring_product_many([words])[0]
+        product: npt.NDArray[np.uint32] = self.ring_product_many([words])[0]
+        return product
 
     def ring_product_many(self, vectors: Sequence[npt.NDArray[np.uint32]]) -> npt.NDArray[np.uint32]:
         """:meth:`ring_product` for each of several vectors by way of :meth:`product_many`: uint32 [m, num_rows]; raises the same."""
         for words in vectors:
             if words.dtype != np.uint32:
                 raise ValueError(f"words are {words.dtype}, expected uint32")
-        return self.product_many(vectors).astype(np.uint32)  # two's complement: the residue modulo 2**32
+        residues: npt.NDArray[np.uint32] = self.product_many(vectors).astype(np.uint32)  # two's complement
+        return residues
 
     def entries(self, first_row: int, last_row: int) -> npt.NDArray[np.int8]:
         """Rows ``first_row`` to ``last_row - 1`` of R written out: int8 [rows, dimension]; for small cases and checks.
@@ -193,8 +209,7 @@ class SketchMatrix:
         for row in range(first_row, last_row):
             group, place = divmod(row, ROWS_PER_WORD)
             for start, words in self._pieces(group, _PIECE):
-                bits = (words >> (2 * place)).astype(np.int8)
-                written[row - first_row, start : start + len(words)] = (bits & 1) - ((bits >> 1) & 1)
+                written[row - first_row, start : start + len(words)] = ((words >> (2 * place)) & 3).astype(np.int8) - 1
         return written
 
     def _wide_pieces(self) -> Iterator[tuple[int, npt.NDArray[np.uint16]]]:
@@ -219,11 +234,16 @@ class SketchMatrix:
         counter = group.to_bytes(8, "big") + bytes(8)
         stream = Cipher(algorithms.AES(key), modes.CTR(counter)).encryptor()
         # Older releases of cryptography ask for room for one block more than is written.
-        words = np.empty(min(self.dimension, size) + _BLOCK_BYTES // _WORD_BYTES, dtype="<u2")
-        raw = words.view(np.uint8).data
+        streamed = np.empty(-(-min(self.dimension, size) // 4) + _BLOCK_BYTES // 8, dtype="<u8")
+        odd = np.empty_like(streamed)
+        raw, words = streamed.view(np.uint8).data, streamed.view("<u2")
         for start in range(0, self.dimension, size):
             count = min(size, self.dimension - start)
-            stream.update_into(_ZEROS[: count * _WORD_BYTES], raw)
+            stream.update_into(_ODD_BITS[: count * _WORD_BYTES], raw)
+            # 2a + b - a = a + b for the two bits of every pair
+            np.right_shift(streamed, 1, out=odd)
+            np.bitwise_and(odd, _EVEN_BITS, out=odd)
+            np.subtract(streamed, odd, out=streamed)
             yield start, words[:count]
 
 
@@ -250,8 +270,18 @@ def _written_out(values: npt.NDArray[np.float64], words: npt.NDArray[np.uint16])
         into = entries[: len(block)]
         # Four rows a byte, the low byte first. Nothing can be out of range; "clip" writes straight into the output.
         np.take(_FLOAT_ENTRIES, block.view(np.uint8).ravel().astype(np.intp), axis=0, out=into.reshape(-1, 4), mode="clip")
-        total += values[:, start : start + len(block)] @ into
+        _add_product(total, values[:, start : start + len(block)], into)
     return total
+
+
+def _add_product(total: npt.NDArray[np.float64], left: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> None:
+    """``total += left @ right``, in tiles that BLAS does not spread over threads."""
+    width = _TILE_AREA // len(left)
+    for start in range(0, len(right), _TILE):
+        inner = slice(start, start + _TILE)
+        for column in range(0, right.shape[1], width):
+            outer = slice(column, column + width)
+            total[:, outer] += left[:, inner] @ right[inner, outer]
 
 
 def make_sketch(matrix: SketchMatrix, encoded: npt.NDArray[np.int32]) -> Sketch:

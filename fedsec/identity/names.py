@@ -1,0 +1,103 @@
+"""Names of peers: SPIFFE ids, one URI a certificate, from which the role is read.
+
+1. A node is ``spiffe://<federation>/site/<site>/node/<id>``, a server ``spiffe://<federation>/server/<name>``; nothing else is a name.
+2. Every part is 1 to 128 characters of ``a-z0-9._-``, the first a letter or digit: no case, escapes, empty or dotted segments to
+   disagree about, and each part is safe as a file name.
+3. Whatever is spelled otherwise is refused, never mended.
+
+Source: SPIFFE-ID specification 1.0, section 2.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from fedsec.errors import CertificateError
+
+_PART = r"[a-z0-9][a-z0-9._-]{0,127}"
+_NODE = re.compile(rf"spiffe://({_PART})/site/({_PART})/node/({_PART})", re.ASCII)
+_SERVER = re.compile(rf"spiffe://({_PART})/server/({_PART})", re.ASCII)
+
+
+class Role(StrEnum):
+    """What a peer may be."""
+
+    NODE = "node"
+    """A client of the federation."""
+    SERVER = "server"
+    """The aggregator."""
+
+
+@dataclass(frozen=True)
+class PeerName:
+    """A parsed name.
+
+    Attributes:
+        federation: the trust domain.
+        role: node or server.
+        site: the organisation of a node; None for a server.
+        name: client id of a node, name of a server.
+    """
+
+    federation: str
+    role: Role
+    site: str | None
+    name: str
+
+    @property
+    def uri(self) -> str:
+        """The SPIFFE id."""
+        if self.site is None:
+            return server_uri(self.federation, self.name)
+        return node_uri(self.federation, self.site, self.name)
+
+
+def check_name(what: str, part: str) -> str:
+    """The part itself, if it may stand in a name.
+
+    Raises:
+        CertificateError: it may not.
+    """
+    if not re.fullmatch(_PART, part, re.ASCII):
+        raise CertificateError(f"{what} {part[:140]!r} is not 1 to 128 of a-z 0-9 . _ - with a letter or digit first")
+    return part
+
+
+def node_uri(federation: str, site: str, client_id: str) -> str:
+    """The SPIFFE id of a client.
+
+    Raises:
+        CertificateError: a part that may not stand in a name.
+
+    >>> node_uri("hearts.example", "basel", "client-7")
+    'spiffe://hearts.example/site/basel/node/client-7'
+    """
+    parts = (check_name("federation", federation), check_name("site", site), check_name("client id", client_id))
+    return "spiffe://{}/site/{}/node/{}".format(*parts)
+
+
+def server_uri(federation: str, name: str) -> str:
+    """The SPIFFE id of a server; raises as :func:`node_uri`.
+
+    >>> server_uri("hearts.example", "main")
+    'spiffe://hearts.example/server/main'
+    """
+    return f"spiffe://{check_name('federation', federation)}/server/{check_name('server name', name)}"
+
+
+def parse_uri(uri: str) -> PeerName:
+    """Read a SPIFFE id.
+
+    Raises:
+        CertificateError: not one of the two forms.
+
+    >>> parse_uri("spiffe://hearts.example/server/main").role
+    <Role.SERVER: 'server'>
+    """
+    if match := _NODE.fullmatch(uri):
+        return PeerName(match[1], Role.NODE, match[2], match[3])
+    if match := _SERVER.fullmatch(uri):
+        return PeerName(match[1], Role.SERVER, None, match[2])
+    raise CertificateError(f"not the name of a node or server: {uri[:200]!r}")
