@@ -14,7 +14,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.settings import in_simulation
-from fedsec.errors import DecodeError, FedsecError, PeerError, PrivacyBudgetExceeded
+from fedsec.errors import DecodeError, FedsecError, PeerError, PrivacyBudgetExceeded, VerificationError
 from fedsec.policy import PolicyRefusedError
 
 _logger = logging.getLogger(__name__)
@@ -37,7 +37,9 @@ def _discreet(handler: Handler) -> Handler:
             return handler(message, context)
         except FedsecError as error:
             _logger.exception("a request was refused")
-            if in_simulation() or isinstance(error, PolicyRefusedError | PrivacyBudgetExceeded | PeerError | DecodeError):
+            if in_simulation() or isinstance(
+                error, PolicyRefusedError | PrivacyBudgetExceeded | PeerError | DecodeError | VerificationError
+            ):
                 raise  # these speak of the request only; a simulation's records are whoever's runs it
             raise ClientFailedError(f"this client cannot answer ({error.code}); its own log says why") from None
         except Exception as error:
@@ -63,6 +65,87 @@ def train(message: Message, context: Context) -> Message:
     from client.rounds import answer_train  # noqa: PLC0415
 
     return answer_train(message, context.node_config)
+
+
+@app.query("roster")
+@_discreet
+def roster(message: Message, context: Context) -> Message:
+    """Take the CA's list of clients."""
+    from client.secagg import answer_roster  # noqa: PLC0415
+
+    return answer_roster(message, context)
+
+
+@app.query("advertise_keys")
+@_discreet
+def advertise_keys(message: Message, context: Context) -> Message:
+    """Secure aggregation, stages 0 and 1."""
+    from client.secagg import answer_advertise_keys  # noqa: PLC0415
+
+    return answer_advertise_keys(message, context)
+
+
+@app.query("share_keys")
+@_discreet
+def share_keys(message: Message, context: Context) -> Message:
+    """Secure aggregation, stage 2."""
+    from client.secagg import answer_share_keys  # noqa: PLC0415
+
+    return answer_share_keys(message, context)
+
+
+@app.train("masked_input")
+@_discreet
+def masked_input(message: Message, context: Context) -> Message:
+    """Secure aggregation, stage 3: train, mask, upload."""
+    from client.secagg_input import answer_masked_input  # noqa: PLC0415 - torch
+
+    return answer_masked_input(message, context)
+
+
+@app.query("sketch")
+@_discreet
+def sketch(message: Message, context: Context) -> Message:
+    """Secure aggregation, stage 4."""
+    from client.secagg import answer_sketch  # noqa: PLC0415
+
+    return answer_sketch(message, context)
+
+
+@app.query("consistency_check")
+@_discreet
+def consistency_check(message: Message, context: Context) -> Message:
+    """Secure aggregation, stage 5."""
+    from client.secagg import answer_consistency_check  # noqa: PLC0415
+
+    return answer_consistency_check(message, context)
+
+
+@app.query("unmask")
+@_discreet
+def unmask(message: Message, context: Context) -> Message:
+    """Secure aggregation, stage 6: the only one that releases shares."""
+    from client.secagg import answer_unmask  # noqa: PLC0415
+
+    return answer_unmask(message, context)
+
+
+@app.query("blame")
+@_discreet
+def blame(message: Message, context: Context) -> Message:
+    """Secure aggregation, stage 8: an opening failed."""
+    from client.secagg import answer_blame  # noqa: PLC0415
+
+    return answer_blame(message, context)
+
+
+@app.query("blame_open")
+@_discreet
+def blame_open(message: Message, context: Context) -> Message:
+    """Secure aggregation, stage 8: settle one edge."""
+    from client.secagg import answer_blame_open  # noqa: PLC0415
+
+    return answer_blame_open(message, context)
 
 
 @app.train("personalise")

@@ -16,6 +16,7 @@ from fedsec.data.base import Dataset
 from fedsec.data.custom import dataset_from_arrays
 from fedsec.data.entrypoint import call_entry_point, load_entry_point
 from fedsec.data.federated import federated_data
+from fedsec.data.sizes import simulated_batch_size
 from fedsec.errors import ConfigError, DataError
 from fedsec.plan.model import Plan
 
@@ -68,17 +69,23 @@ def _simulated(plan: Plan, client: SimulatedClient) -> LocalData:
     data = federated_data(plan.data, num_clients=plan.federation.num_clients, seed=plan.federation.seed)
     x, y = data.client_arrays(client.partition)
     x_test, y_test = data.client_test_arrays(client.partition)
-    rate, declared = plan.training.sample_rate, plan.training.batch_size
-    if declared == "uniform":
-        batch_size = max(1, round(rate * len(data.dataset.x) / plan.federation.num_clients))
-    elif declared == "per-client":
-        batch_size = max(1, round(rate * len(x)))
-    else:
-        batch_size = int(declared)
+    batch_size = simulated_batch_size(plan, data, client.partition)
     fingerprint = digest("fedsec/partition/v1", data.dataset.fingerprint.encode(), data.train_parts[client.partition].tobytes()).hex()
     return LocalData(
         x=x, y=y, x_test=x_test, y_test=y_test, num_classes=data.dataset.num_classes, batch_size=batch_size, fingerprint=fingerprint
     )  # fmt: skip
+
+
+def declared_batch_size(plan: Plan, client: SimulatedClient | DeployedClient) -> int:
+    """The declared, public batch size, without a look at the records where it does not depend on them.
+
+    Raises:
+        ConfigError: a deployed client with no number.
+    """
+    if isinstance(client, DeployedClient):
+        return _deployed_batch_size(client, plan)
+    data = federated_data(plan.data, num_clients=plan.federation.num_clients, seed=plan.federation.seed)
+    return simulated_batch_size(plan, data, client.partition)
 
 
 @lru_cache(maxsize=2)
@@ -114,8 +121,7 @@ def _with_test_part(arrays: Mapping[str, Any]) -> dict[str, Any]:
     return {**arrays, "x": x[~held], "y": y[~held], "x_test": x[held], "y_test": y[held]}
 
 
-def _deployed(client: DeployedClient, plan: Plan) -> LocalData:
-    dataset = _load_source(client.source)
+def _deployed_batch_size(client: DeployedClient, plan: Plan) -> int:
     declared = client.batch_size if client.batch_size is not None else plan.training.batch_size
     if not isinstance(declared, int):
         raise ConfigError(
@@ -123,6 +129,12 @@ def _deployed(client: DeployedClient, plan: Plan) -> LocalData:
             field="training.batch_size",
             mend="give a number in the plan, or batch_size in the client's own settings",
         )
+    return declared
+
+
+def _deployed(client: DeployedClient, plan: Plan) -> LocalData:
+    dataset = _load_source(client.source)
+    declared = _deployed_batch_size(client, plan)
     return LocalData(
         x=dataset.x, y=dataset.y, x_test=dataset.x_test, y_test=dataset.y_test,
         num_classes=dataset.num_classes, batch_size=declared, fingerprint=dataset.fingerprint,

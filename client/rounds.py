@@ -12,8 +12,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +20,10 @@ from flwr.app import Message
 from torch import nn
 
 from client.localdata import LocalData, local_data
-from client.settings import DeployedClient, SimulatedClient, identify, policy_of
+from client.requests import about_client, admitted, check_model_hash, open_store, round_key_of, run_terms, spend_of
+from client.settings import SimulatedClient, identify, policy_of
 from client.train import local_update
 from fedsec.clientstore.store import FITTED, TRAINED, Answered, ClientStore, RoundQuestion
-from fedsec.codec import digest_json
 from fedsec.errors import ConfigError, DecodeError
 from fedsec.flower import records
 from fedsec.models.evaluation import evaluate
@@ -34,11 +32,8 @@ from fedsec.models.parameters import get_arrays, set_arrays, split_names
 from fedsec.models.personal import fit_personal
 from fedsec.plan.model import Plan
 from fedsec.privacy.dpsgd import SgdSettings
-from fedsec.privacy.ledger import Spend
-from fedsec.privacy.streams import RoundStreams, derive_key, fresh_root, simulation_root
-from fedsec.vectors import FloatArray, Layout, arrays_digest
-
-Client = SimulatedClient | DeployedClient
+from fedsec.privacy.streams import RoundStreams
+from fedsec.vectors import FloatArray, Layout
 
 _logger = logging.getLogger(__name__)
 
@@ -47,9 +42,9 @@ def answer_describe(message: Message, node_config: Mapping[str, Any]) -> Message
     """Who this client is and what it will declare; reads the records only to know that they are there."""
     request, _ = records.read_request(message)
     client = identify(node_config)
-    plan = _admitted(request, client)
+    plan = admitted(request, client)
     policy_of(client, plan).check_training(plan, request.noise_multiplier)
-    return records.make_reply(message, _about(client, request, local_data(plan, client)))
+    return records.make_reply(message, about_client(client, request, local_data(plan, client)))
 
 
 def answer_train(message: Message, node_config: Mapping[str, Any]) -> Message:
@@ -62,10 +57,11 @@ def answer_train(message: Message, node_config: Mapping[str, Any]) -> Message:
     """
     request, arrays = records.read_request(message)
     client = identify(node_config)
-    plan = _admitted(request, client)
+    plan = admitted(request, client)
     policy = policy_of(client, plan)
     policy.check_training(plan, request.noise_multiplier)
-    _check_model_hash(request, arrays)
+    policy.check_clear_update(plan)
+    check_model_hash(request, arrays)
     data = local_data(plan, client)
     question = RoundQuestion(
         run_id=request.run_id,
@@ -73,13 +69,13 @@ def answer_train(message: Message, node_config: Mapping[str, Any]) -> Message:
         attempt=request.attempt,
         request_hash=request.request_hash(),
         model_hash=request.model_hash,
-        terms=digest_json("fedsec/run-terms/v1", [request.plan_json, request.noise_multiplier.hex()]),
+        terms=run_terms(request),
     )
-    with _open_store(client, request) as store:
+    with open_store(client, request) as store:
         ticket = store.begin_round(
             question,
-            spend=_spend(plan, request),
-            round_key=_round_key(client, plan, request),
+            spend=spend_of(plan, request),
+            round_key=round_key_of(client, plan, request),
             epsilon_cap=policy.epsilon_cap,
             delta=min(policy.delta, plan.privacy.delta),
             dataset_fingerprint=data.fingerprint,
@@ -89,27 +85,27 @@ def answer_train(message: Message, node_config: Mapping[str, Any]) -> Message:
         if isinstance(ticket, Answered):
             update = _decode(ticket.answer)
         else:
-            update, personal = _train(plan, request, arrays, data, store, ticket.round_key)
+            update, personal = train_update(plan, request, arrays, data, store, ticket.round_key)
             store.finish_round(question, _encode(update), personal=personal)
         spends = store.segments() if plan.is_private else ()
     segments = tuple((spend.noise_multiplier, spend.sample_rate, spend.steps) for spend in spends)
-    return records.make_reply(message, _about(client, request, data, segments), arrays=update)
+    return records.make_reply(message, about_client(client, request, data, segments), arrays=update)
 
 
 def answer_personalise(message: Message, node_config: Mapping[str, Any]) -> Message:
     """Fit the personal parameters to this client's records and keep them; they are never used in training, and never sent."""
     request, arrays = records.read_request(message)
     client = identify(node_config)
-    plan = _admitted(request, client)
-    _check_model_hash(request, arrays)
+    plan = admitted(request, client)
+    check_model_hash(request, arrays)
     data = local_data(plan, client)
     model, personal_names = _model(plan, data, arrays)
     if not personal_names or plan.model.personal_fit != "after-release":
         raise ConfigError("the plan has no parameters to fit after the release", field="model.personal")
     fitted = fit_personal(model, personal_names, data.x, data.y, device=plan.training.device)
-    with _open_store(client, request) as store:
+    with open_store(client, request) as store:
         store.set_fitted(request.run_id, _encode(fitted))
-    return records.make_reply(message, _about(client, request, data))
+    return records.make_reply(message, about_client(client, request, data))
 
 
 def answer_evaluate(message: Message, node_config: Mapping[str, Any]) -> Message:
@@ -120,11 +116,11 @@ def answer_evaluate(message: Message, node_config: Mapping[str, Any]) -> Message
     """
     request, arrays = records.read_request(message)
     client = identify(node_config)
-    plan = _admitted(request, client)
+    plan = admitted(request, client)
     policy_of(client, plan).check_evaluation()
     if not plan.federation.evaluate_clients:
         raise ConfigError("the plan does not say that clients report test results", field="federation.evaluate_clients")
-    _check_model_hash(request, arrays)
+    check_model_hash(request, arrays)
     data = local_data(plan, client)
     model, _ = _model(plan, data, arrays)
     shared = evaluate(model, data.x_test, data.y_test, num_classes=data.num_classes, device=plan.training.device)
@@ -132,72 +128,13 @@ def answer_evaluate(message: Message, node_config: Mapping[str, Any]) -> Message
     if isinstance(
         client, SimulatedClient
     ):  # parameters fitted without noise tell of training records: their result never leaves a real client
-        with _open_store(client, request) as store:
+        with open_store(client, request) as store:
             kept = store.personal(request.run_id, TRAINED if plan.model.personal_fit == "dp" else FITTED)
     if kept is not None:
         set_arrays(model, _decode(kept))
         personal = evaluate(model, data.x_test, data.y_test, num_classes=data.num_classes, device=plan.training.device)
     metrics = {"accuracy": shared.accuracy, "personal_accuracy": personal.accuracy, "num_examples": shared.num_examples}
-    return records.make_reply(message, _about(client, request, data), metrics=metrics)
-
-
-def _admitted(request: records.RoundRequest, client: Client) -> Plan:
-    """The plan of a request, once this client's policy lets the code that it names run."""
-    plan = _plan(request.plan_json)
-    policy_of(client, plan).check_code(plan)
-    return plan
-
-
-@lru_cache(maxsize=8)
-def _plan(text: str) -> Plan:
-    return records.plan_from_canonical(text)
-
-
-def _check_model_hash(request: records.RoundRequest, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
-    if arrays_digest(arrays) != request.model_hash:
-        raise DecodeError("the model is not the one whose hash the request names")
-
-
-def _about(
-    client: Client, request: records.RoundRequest, data: LocalData, segments: tuple[tuple[float, float, int], ...] = ()
-) -> records.About:
-    return records.About(
-        client_id=client.client_id,
-        run_id=request.run_id,
-        server_round=request.server_round,
-        batch_size=data.batch_size,
-        randomness="simulation seed" if isinstance(client, SimulatedClient) else "operating system",
-        segments=segments,
-    )
-
-
-def _open_store(client: Client, request: records.RoundRequest) -> ClientStore:
-    """A deployed client's store lies where its own settings say; a simulated one's in the run's folder."""
-    if isinstance(client, DeployedClient):
-        return ClientStore.open(client.home, client_id=client.client_id, durable=True)
-    folder = Path(request.simulation_dir) / client.client_id
-    return ClientStore.open(folder, client_id=client.client_id, durable=False)
-
-
-def _spend(plan: Plan, request: records.RoundRequest) -> Spend:
-    if not plan.is_private:
-        return Spend(
-            mechanism="none", noise_multiplier=0.0, sample_rate=plan.training.sample_rate, steps=plan.training.steps, clip_norm=0.0
-        )
-    return Spend(
-        mechanism="dp-sgd",
-        noise_multiplier=request.noise_multiplier,
-        sample_rate=plan.training.sample_rate,
-        steps=plan.training.steps,
-        clip_norm=plan.privacy.clip_norm,
-    )
-
-
-def _round_key(client: Client, plan: Plan, request: records.RoundRequest) -> bytes:
-    """The secret that this round's sampling and noise derive from. The plan's seed is for simulations: a deployed client takes none."""
-    if isinstance(client, DeployedClient):
-        return fresh_root()
-    return derive_key(simulation_root(plan.federation.seed), "round-key", client.client_id, str(request.server_round), str(request.attempt))
+    return records.make_reply(message, about_client(client, request, data), metrics=metrics)
 
 
 def _model(plan: Plan, data: LocalData, arrays: Mapping[str, npt.NDArray[np.generic]]) -> tuple[nn.Module, tuple[str, ...]]:
@@ -213,7 +150,7 @@ def _model(plan: Plan, data: LocalData, arrays: Mapping[str, npt.NDArray[np.gene
     return model, personal
 
 
-def _train(
+def train_update(
     plan: Plan,
     request: records.RoundRequest,
     arrays: Mapping[str, npt.NDArray[np.generic]],

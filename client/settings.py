@@ -12,18 +12,19 @@ import os
 import sys
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from fedsec.errors import ConfigError
 from fedsec.plan.model import Plan
 from fedsec.policy import ClientPolicy
+from fedsec.sim.identities import client_name
 
 SETTINGS_KEY = "fedsec-settings"
 SIMULATION_VARIABLE = "FEDSEC_SIMULATION"
-_KEYS = {"client_id": str, "home": str, "source": str, "batch_size": int, "policy": dict}
-_POLICY_KEYS = ("epsilon_cap", "delta", "allow_unprotected", "allow_evaluation", "min_noise_multiplier", "model_factories")
+_KEYS = {"client_id": str, "home": str, "source": str, "batch_size": int, "identity": str, "policy": dict}
+_POLICY_KEYS = tuple(field.name for field in fields(ClientPolicy))
 
 
 def in_simulation() -> bool:
@@ -47,7 +48,7 @@ class SimulatedClient:
     @property
     def client_id(self) -> str:
         """Stable name: the same partition has the same name on every engine."""
-        return f"client-{self.partition:04d}"
+        return client_name(self.partition)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ class DeployedClient:
         source: ``module:function`` that gives its records.
         batch_size: declared expected batch size; None takes the plan's number.
         policy: what it insists on.
+        identity: folder with key.pem, certificate.der and root.der; secure aggregation needs it.
     """
 
     client_id: str
@@ -67,6 +69,7 @@ class DeployedClient:
     source: str
     batch_size: int | None
     policy: ClientPolicy
+    identity: Path | None = None
 
 
 def identify(node_config: Mapping[str, Any]) -> SimulatedClient | DeployedClient:
@@ -114,8 +117,8 @@ def read_settings(path: Path) -> DeployedClient:
     factories = policy.get("model_factories", [])
     if not isinstance(factories, list) or not all(isinstance(item, str) for item in factories):
         raise ConfigError("model_factories is a list of module:function", file=str(path))
-    if not Path(raw["home"]).is_absolute():
-        raise ConfigError("home must be an absolute path: elsewhere a new ledger would begin, with the whole budget", file=str(path))
+    if not (Path(raw["home"]).is_absolute() and Path(raw.get("identity", "/")).is_absolute()):
+        raise ConfigError("home and identity must be absolute: elsewhere a new ledger would begin, with the whole budget", file=str(path))
     try:
         limits = ClientPolicy(**{**policy, "model_factories": tuple(factories)})
     except TypeError as error:
@@ -123,7 +126,12 @@ def read_settings(path: Path) -> DeployedClient:
     if raw.get("batch_size", 1) < 1 or not raw["client_id"].isprintable() or not 0 < len(raw["client_id"]) <= 128:
         raise ConfigError("batch_size must be at least 1, client_id 1..128 printable characters", file=str(path))
     return DeployedClient(
-        client_id=raw["client_id"], home=Path(raw["home"]), source=raw["source"], batch_size=raw.get("batch_size"), policy=limits
+        client_id=raw["client_id"],
+        home=Path(raw["home"]),
+        source=raw["source"],
+        batch_size=raw.get("batch_size"),
+        policy=limits,
+        identity=Path(raw["identity"]) if "identity" in raw else None,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Self
 from fedsec.codec import digest_json
 from fedsec.errors import ConfigError
 from fedsec.plan.model import Plan
+from fedsec.secagg.config import LocalPolicy
 
 MIN_NOISE_MULTIPLIER = 0.01
 MAX_NOISE_MULTIPLIER = 1e6
@@ -35,6 +36,12 @@ class ClientPolicy:
         allow_evaluation: whether its own test result may leave in clear: a release of its records that no epsilon bounds.
         min_noise_multiplier: least sigma over clip norm of one step; 0 leaves it to the cap.
         model_factories: entry points of own models that a plan may name; a plan comes from the server, and naming code is running it.
+        require_secagg: refuse to send any update that is not masked.
+        min_cohort: fewest members of a cohort of secure aggregation.
+        num_corrupt: how many members of its cohort it believes may work with the server: a number, at least 1.
+        honest_minimum: fewest honest clients in an opened sum, at least 2.
+        max_sketch_rows: most sketch rows of one update over all attempts of a round.
+        allow_sketches_unprotected: whether a sketch of an update without differential privacy may leave.
     """
 
     epsilon_cap: float
@@ -43,9 +50,15 @@ class ClientPolicy:
     allow_evaluation: bool = False
     min_noise_multiplier: float = 0.0
     model_factories: tuple[str, ...] = ()
+    require_secagg: bool = False
+    min_cohort: int = 4
+    num_corrupt: int = 1
+    honest_minimum: int = 2
+    max_sketch_rows: int = 512
+    allow_sketches_unprotected: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("allow_unprotected", "allow_evaluation"):
+        for name in ("allow_unprotected", "allow_evaluation", "require_secagg", "allow_sketches_unprotected"):
             if type(getattr(self, name)) is not bool:
                 raise ConfigError(
                     f"{getattr(self, name)!r} is not true or false", field=f"policy.{name}", mend="write true or false, without quotes"
@@ -53,6 +66,7 @@ class ClientPolicy:
         for name in ("epsilon_cap", "delta", "min_noise_multiplier"):
             if type(getattr(self, name)) not in (int, float):
                 raise ConfigError(f"{getattr(self, name)!r} is not a number", field=f"policy.{name}", mend="write a number, without quotes")
+        self.local_policy(is_private=True)  # checks the numbers of secure aggregation
         if not self.epsilon_cap > 0 or not MIN_DELTA <= self.delta < 1 or not 0 <= self.min_noise_multiplier < math.inf:
             raise ConfigError("epsilon_cap must be > 0, delta in (0, 1), min_noise_multiplier >= 0", field="policy")
         if math.isinf(self.epsilon_cap) and not self.allow_unprotected:
@@ -73,7 +87,37 @@ class ClientPolicy:
             allow_unprotected=not plan.is_private,
             allow_evaluation=True,
             model_factories=(plan.model.factory,) if plan.model.factory is not None else (),
+            require_secagg=plan.secagg.enabled,
+            max_sketch_rows=plan.secagg.sketch_rows * plan.secagg.attempts,
+            allow_sketches_unprotected=plan.secagg.sketch_without_dp,
         )
+
+    def local_policy(self, *, is_private: bool) -> LocalPolicy:
+        """What the protocol's state machine is told to insist on.
+
+        Raises:
+            ConfigError: a number that protects nobody.
+        """
+        return LocalPolicy(
+            minimum_cohort=self.min_cohort,
+            num_corrupt=self.num_corrupt,
+            honest_minimum=self.honest_minimum,
+            maximum_rows=self.max_sketch_rows,
+            sketches_allowed=is_private or self.allow_sketches_unprotected,
+        )
+
+    def check_clear_update(self, plan: Plan) -> None:
+        """Refuse to send an update in clear where the plan, or this client, says that it is masked.
+
+        Raises:
+            PolicyRefusedError: it is asked to.
+        """
+        if self.require_secagg or plan.secagg.enabled:
+            raise PolicyRefusedError(
+                "this client sends masked updates only",
+                field="secagg.enabled",
+                mend="run the protocol's stages instead of a plain training round",
+            )
 
     def check_code(self, plan: Plan) -> None:
         """Refuse a plan that names code which this client's operator did not list; before anything is built.

@@ -64,6 +64,92 @@ def _check_counts(**counts: int) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CohortRow:
+    """One cohort of secure aggregation in one round.
+
+    Attributes:
+        cohort: its number, from 0.
+        num_clients: its members.
+        num_accepted: members in the opened sum; 0 if none was opened.
+        dropouts: stage → members that were asked and gave no usable answer.
+        opening: "held", "failed" (the sum contradicts the sketches and was not used) or "not reached".
+        reason: why no sum was opened; empty if one was.
+        bytes_up: mean over the members that answered, all stages and attempts.
+        bytes_down: the same, downwards, the model included.
+    """
+
+    cohort: int
+    num_clients: int
+    num_accepted: int
+    dropouts: dict[str, int]
+    opening: str
+    reason: str
+    bytes_up: int
+    bytes_down: int
+
+    def __post_init__(self) -> None:
+        if self.opening not in ("held", "failed", "not reached"):
+            raise ValueError(f"opening is {self.opening!r}")
+        _check_counts(cohort=self.cohort, num_clients=self.num_clients, num_accepted=self.num_accepted, **self.dropouts)
+        _check_counts(bytes_up=self.bytes_up, bytes_down=self.bytes_down)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, strict JSON."""
+        return dump(_COHORT, self)
+
+    @classmethod
+    def from_json(cls, value: Any, what: str = "cohort") -> CohortRow:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            DecodeError: not the JSON of this record.
+        """
+        return build(cls, _COHORT, value, what)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecaggRow:
+    """Secure aggregation in one round.
+
+    Attributes:
+        attempts: tries of the round.
+        cohorts: one each.
+        stage_ms: stage → wall milliseconds, over all attempts.
+        named: (client_id, reason) of members that provably lied.
+        unresolved: members that sit out because an edge between them could not be settled.
+    """
+
+    attempts: int
+    cohorts: tuple[CohortRow, ...]
+    stage_ms: dict[str, float]
+    named: tuple[tuple[str, str], ...] = ()
+    unresolved: tuple[str, ...] = ()
+
+    @property
+    def num_accepted(self) -> int:
+        """Clients in an opened sum."""
+        return sum(cohort.num_accepted for cohort in self.cohorts)
+
+    @property
+    def all_held(self) -> bool:
+        """Whether every cohort's opening check held."""
+        return all(cohort.opening == "held" for cohort in self.cohorts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, strict JSON."""
+        return dump(_SECAGG, self)
+
+    @classmethod
+    def from_json(cls, value: Any, what: str = "secagg") -> SecaggRow:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            DecodeError: not the JSON of this record.
+        """
+        return build(cls, _SECAGG, value, what)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundRow:
     """One finished round, as the server saw it.
 
@@ -83,6 +169,7 @@ class RoundRow:
         bytes_up: model bytes from the clients; headers are not counted.
         bytes_down: model bytes to the clients.
         site_accuracy: accuracy by natural owner of the test records, where there are any.
+        secagg: how secure aggregation went; None without it.
     """
 
     server_round: int
@@ -100,6 +187,7 @@ class RoundRow:
     bytes_up: int
     bytes_down: int
     site_accuracy: dict[str, float] | None = None
+    secagg: SecaggRow | None = None
 
     def __post_init__(self) -> None:
         if self.server_round < 1:
@@ -248,6 +336,25 @@ class RunResult:
         return build(cls, _RESULT, {key: item for key, item in value.items() if key != "format"}, what)
 
 
+_COHORT: Table = {
+    "cohort": INTEGER,
+    "num_clients": INTEGER,
+    "num_accepted": INTEGER,
+    "dropouts": map_of(INTEGER),
+    "opening": TEXT,
+    "reason": TEXT,
+    "bytes_up": INTEGER,
+    "bytes_down": INTEGER,
+}
+
+_SECAGG: Table = {
+    "attempts": INTEGER,
+    "cohorts": list_of(Codec(CohortRow.to_json, CohortRow.from_json)),
+    "stage_ms": map_of(NUMBER),
+    "named": _REJECTIONS,
+    "unresolved": list_of(TEXT),
+}
+
 _ROUND: Table = {
     "server_round": INTEGER,
     "accuracy": NUMBER,
@@ -264,6 +371,7 @@ _ROUND: Table = {
     "bytes_up": INTEGER,
     "bytes_down": INTEGER,
     "site_accuracy": _SITES,
+    "secagg": optional(Codec(SecaggRow.to_json, SecaggRow.from_json)),
 }
 
 _EPSILON: Table = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -17,6 +18,7 @@ from fedsec.data.federated import FederatedData, federated_data
 from fedsec.errors import ConfigError, StorageError
 from fedsec.files import atomic_write_json
 from fedsec.flower.loop import CentralEvaluation, FederationLoop, LoopServices, Segments
+from fedsec.flower.stages import SecureRounds
 from fedsec.flower.state import ServerState
 from fedsec.models.evaluation import evaluate
 from fedsec.models.factory import Model, build_model
@@ -29,6 +31,7 @@ from fedsec.privacy.calibration import calibrate_noise_multiplier
 from fedsec.results import EpsilonReport, RunResult
 from fedsec.vectors import FloatArray, Layout
 from server.artifacts import write_artifacts
+from server.secure import build_secure_rounds
 from server.session import current_session
 from server.setup import ServerSetup
 
@@ -108,9 +111,9 @@ def run_federation(grid: Grid, setup: ServerSetup) -> RunResult:
     Raises:
         FedsecError: whatever stopped the run; the folder can be resumed.
     """
-    with setup.folder.lock():
+    with setup.folder.lock(), contextlib.ExitStack() as cleanup:
         started = time.perf_counter()
-        loop, data = _build_loop(grid, setup)
+        loop, data = _build_loop(grid, setup, cleanup)
         session = current_session()
         session.on_start(tuple(loop.state.rows))
         already_s = loop.state.elapsed_s
@@ -121,7 +124,7 @@ def run_federation(grid: Grid, setup: ServerSetup) -> RunResult:
         return result
 
 
-def _build_loop(grid: Grid, setup: ServerSetup) -> tuple[FederationLoop, FederatedData]:
+def _build_loop(grid: Grid, setup: ServerSetup, cleanup: contextlib.ExitStack) -> tuple[FederationLoop, FederatedData]:
     plan, folder, session = setup.plan, setup.folder, current_session()
     data = federated_data(plan.data, num_clients=plan.federation.num_clients, seed=plan.federation.seed)
     dataset = data.dataset
@@ -140,16 +143,23 @@ def _build_loop(grid: Grid, setup: ServerSetup) -> tuple[FederationLoop, Federat
         on_answers=session.on_answers,
         stop=session.stop,
     )
+    sigma = _kept_noise_multiplier(plan, folder.path / "noise.json")
+    secure: SecureRounds | None = None
+    if plan.secagg.enabled:
+        secure = build_secure_rounds(
+            grid, plan, folder, data, dimension=layout.size, noise_multiplier=sigma, session=session, cleanup=cleanup
+        )
     loop = FederationLoop(
         grid=grid,
         plan=plan,
         run_id=folder.run_id,
-        noise_multiplier=_kept_noise_multiplier(plan, folder.path / "noise.json"),
+        noise_multiplier=sigma,
         layout=layout,
         state=state,
         checkpoints=checkpoints,
         services=services,
         simulation_dir=str(folder.clients),
+        secure=secure,
     )
     return loop, data
 

@@ -222,6 +222,14 @@ class ClientStore:
             marks = ", ".join("?" * len(recent))
             connection.execute(f"UPDATE rounds SET answer = NULL, round_key = NULL WHERE run_id NOT IN ({marks})", recent)  # noqa: S608 - marks only
 
+    def answer(self, run_id: str, server_round: int) -> bytes | None:
+        """The stored answer of a round, if it is kept."""
+        with database_errors(self._folder):
+            row = self._connection.execute(
+                "SELECT answer FROM rounds WHERE run_id = ? AND server_round = ?", (run_id, server_round)
+            ).fetchone()
+        return bytes(row[0]) if row is not None and row[0] is not None else None
+
     def personal(self, run_id: str, kind: str) -> bytes | None:
         """The personal parameters of one kind kept for a run, if any."""
         with database_errors(self._folder):

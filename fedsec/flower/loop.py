@@ -18,10 +18,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from fedsec.checkpoint import CheckpointStore
+from fedsec.codec import digest_json
 from fedsec.errors import PeerError, RoundAborted
 from fedsec.flower.exchange import StopRequested, exchange
 from fedsec.flower.records import (
@@ -38,10 +40,12 @@ from fedsec.flower.records import (
     read_site_metrics,
     read_update,
 )
+from fedsec.flower.roster import RosterOffers
+from fedsec.flower.stages import RoundInput, SecureRounds
 from fedsec.flower.state import ServerState
 from fedsec.plan.model import Plan
-from fedsec.results import RoundRow, SiteMetrics
-from fedsec.robust.rules import mean_update
+from fedsec.results import CohortRow, RoundRow, SecaggRow, SiteMetrics
+from fedsec.robust.rules import capped_weights, mean_update
 from fedsec.robust.validation import ValidUpdate, validate_update
 from fedsec.vectors import FloatArray, Layout, arrays_digest
 
@@ -59,6 +63,15 @@ class CentralEvaluation:
     loss: float
     recall: tuple[float | None, ...]
     site_accuracy: dict[str, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Who took part in a round: clients asked, updates in the mean, and refused answers as (client id, reason)."""
+
+    selected: int
+    valid: int
+    refused: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +107,7 @@ class FederationLoop:
         checkpoints: where rounds are kept.
         services: see :class:`LoopServices`.
         simulation_dir: told to simulated clients.
+        secure: secure aggregation; None where updates travel in clear.
         clients: client id → node id, after :meth:`join`.
     """
 
@@ -106,6 +120,7 @@ class FederationLoop:
     checkpoints: CheckpointStore
     services: LoopServices
     simulation_dir: str = ""
+    secure: SecureRounds | None = None
     clients: dict[str, int] = field(default_factory=dict)
 
     def run(self) -> bool:
@@ -144,12 +159,57 @@ class FederationLoop:
                 continue
             claims.setdefault(about.client_id, []).append(reply.metadata.src_node_id)
         self.clients = {name: nodes[0] for name, nodes in sorted(claims.items()) if len(nodes) == 1}
+        if self.secure is not None:
+            faults += self._hand_out_roster()
         if len(self.clients) < federation.min_clients:
             first = f"; the first fault was: {faults[0]}" if faults else ""
             raise RoundAborted(f"{len(self.clients)} of {len(node_ids)} nodes joined, {federation.min_clients} are needed{first}")
 
+    def _hand_out_roster(self) -> list[str]:
+        """Give every client the CA's list; who does not take it takes no part."""
+        if self.secure is None:
+            return []
+        offers = RosterOffers(
+            grid=self.grid,
+            membership=self.secure.membership,
+            log=self.secure.log,
+            timeout_s=self.plan.secagg.stage_timeout_s,
+            stop=self.services.stop,
+            now_s=self.secure.now_s,
+        )
+        faults = offers.hand_out(self._request(0, ""), self.clients)
+        for name in faults:
+            del self.clients[name]
+        return [f"{name}: {reason}" for name, reason in sorted(faults.items())]
+
     def one_round(self, server_round: int) -> None:
-        """Ask, wait, validate, aggregate, evaluate, checkpoint."""
+        """One round, in clear or masked, to its checkpoint."""
+        if self.secure is not None:
+            self._secure_round(self.secure, server_round)
+        else:
+            self._open_round(server_round)
+
+    def _secure_round(self, secure: SecureRounds, server_round: int) -> None:
+        """The sum over whom secure aggregation accepted, applied like any other."""
+        started = time.perf_counter()
+        arrays = self.layout.unflatten(self.state.vector)
+        request = self._request(server_round, arrays_digest(arrays))
+        everybody = tuple(member.client_id for cohort in secure.membership.cohorts for member in cohort)
+        for client_id in everybody:  # an upper bound: who was asked in an attempt that a crash cut off has spent, too
+            self.state.asked[client_id] = self.state.asked.get(client_id, 0) + 1
+        terms = digest_json("fedsec/run-terms/v1", [request.plan_json, request.noise_multiplier.hex()])
+        record = arrays_to_record(arrays)
+        given = RoundInput(request=request, arrays=record, model_bytes=4 * self.layout.size, terms_hash=bytes.fromhex(terms))
+        outcome = secure.run(given, self.clients)
+        norm = 0.0
+        if outcome.total is not None and len(outcome.weights) >= self.plan.federation.min_clients:
+            weights = capped_weights([outcome.weights[name] for name in sorted(outcome.weights)], weight_cap=self.plan.training.weight_cap)
+            norm = self._apply(outcome.total / sum(weights))
+        counts = Counts(selected=len(everybody), valid=len(outcome.weights), refused=_first_of_each(outcome.refused))
+        self._finish_round(server_round, counts, norm, started, secagg=outcome.row)
+
+    def _open_round(self, server_round: int) -> None:
+        """Ask, wait, validate, aggregate; the server sees every update."""
         started = time.perf_counter()
         selected = self.select(server_round)
         arrays = self.layout.unflatten(self.state.vector)
@@ -161,10 +221,15 @@ class FederationLoop:
         updates, refused = self._validate(server_round, replies, selected)
         if refused and len(refused) == len(selected):
             raise RoundAborted(f"no client trained in round {server_round}; {refused[0][0]} says: {refused[0][1]}")
-        aggregated = self._aggregate(updates)
+        counts = Counts(selected=len(selected), valid=len(updates), refused=tuple(refused))
+        self._finish_round(server_round, counts, self._aggregate(updates), started)
+
+    def _finish_round(
+        self, server_round: int, counts: Counts, update_norm: float, started: float, *, secagg: SecaggRow | None = None
+    ) -> None:  # fmt: skip
         self.state.server_round = server_round
         self.state.remember_tail(self.plan.training, self.plan.federation.rounds)
-        row = self._row(server_round, selected, updates, refused, aggregated, started)
+        row = self._row(server_round, counts, update_norm, started, secagg)
         self.state.rows.append(row)
         self.state.elapsed_s += row.seconds
         self.checkpoints.save(server_round, *self.state.to_checkpoint())
@@ -247,21 +312,18 @@ class FederationLoop:
         """Apply the mean; its L2 norm, or 0 if the model stayed as it was."""
         if len(updates) < self.plan.federation.min_clients:
             return 0.0
-        mean = mean_update(updates, weight_cap=self.plan.training.weight_cap)
+        return self._apply(mean_update(updates, weight_cap=self.plan.training.weight_cap))
+
+    def _apply(self, mean: npt.NDArray[np.float64]) -> float:
         return float(np.linalg.norm(mean)) if self.state.apply(mean, self.plan.training) else 0.0
 
-    def _row(
-        self,
-        server_round: int,
-        selected: Sequence[str],
-        updates: Sequence[ValidUpdate],
-        refused: Sequence[tuple[str, str]],
-        update_norm: float,
-        started: float,
-    ) -> RoundRow:
+    def _row(self, server_round: int, counts: Counts, update_norm: float, started: float, secagg: SecaggRow | None) -> RoundRow:
         evaluation = self.services.evaluate(self.layout.unflatten(self.state.released()))
         prv, rdp = self.epsilon() if self.plan.is_private else (None, None)
         payload = 4 * self.layout.size
+        up, down = payload * counts.valid, payload * counts.selected
+        if secagg is not None:
+            up, down = (sum(n * c.num_clients for c, n in sizes) for sizes in _bytes_of(secagg))
         return RoundRow(
             server_round=server_round,
             accuracy=evaluation.accuracy,
@@ -269,15 +331,16 @@ class FederationLoop:
             recall=evaluation.recall,
             epsilon_prv=prv,
             epsilon_rdp=rdp,
-            num_selected=len(selected),
-            num_valid=len(updates),
-            num_dropped=len(selected) - len(updates) - len(refused),
-            rejected=tuple(refused),
+            num_selected=counts.selected,
+            num_valid=counts.valid,
+            num_dropped=max(0, counts.selected - counts.valid - len(counts.refused)),
+            rejected=counts.refused,
             update_norm=update_norm,
             seconds=time.perf_counter() - started,
-            bytes_up=payload * len(updates),
-            bytes_down=payload * len(selected),
+            bytes_up=up,
+            bytes_down=down,
             site_accuracy=evaluation.site_accuracy,
+            secagg=secagg,
         )
 
     def epsilon(self) -> tuple[float, float]:
@@ -291,3 +354,13 @@ class FederationLoop:
         since = self.state.asked.get(name, 0) - self.state.reported_at.get(name, 0)
         own = ((self.noise_multiplier, self.plan.training.sample_rate, self.plan.training.steps * since),) if since > 0 else ()
         return (*self.state.reported.get(name, ()), *own)
+
+
+def _first_of_each(refused: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """One reason for each client, the first."""
+    return tuple({name: (name, reason) for name, reason in reversed(refused)}.values())[::-1]
+
+
+def _bytes_of(secagg: SecaggRow) -> tuple[list[tuple[CohortRow, int]], list[tuple[CohortRow, int]]]:
+    """Cohorts with their mean bytes a member, up and down."""
+    return [(cohort, cohort.bytes_up) for cohort in secagg.cohorts], [(cohort, cohort.bytes_down) for cohort in secagg.cohorts]

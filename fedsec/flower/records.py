@@ -12,7 +12,7 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,10 @@ class RoundRequest:
             ConfigError: not a sound plan.
         """
         return plan_from_canonical(self.plan_json)
+
+    def with_attempt(self, attempt: int) -> RoundRequest:
+        """The same, for another attempt."""
+        return replace(self, attempt=attempt)
 
     def request_hash(self) -> str:
         """Hex digest of all that shapes the answer: equal requests get the stored answer, others of the same round do not."""

@@ -154,6 +154,15 @@ def check_issuers(intermediate_der: bytes, root_der: bytes) -> Issuers:
     return Issuers(_constrained_to(intermediate), root, intermediate, _public_key(intermediate, "intermediate"))
 
 
+def claimed_name(certificate_der: bytes) -> PeerName:
+    """The name that a certificate claims, **unverified**: for its own holder, who asks what it was issued for.
+
+    Raises:
+        CertificateError: it cannot be read, or claims no one name.
+    """
+    return _name_of(_parse(certificate_der, "the certificate"), "the certificate")
+
+
 def _parse(der: bytes, what: str) -> x509.Certificate:
     """Everything that may fail to parse later is touched here, so that it fails here."""
     try:

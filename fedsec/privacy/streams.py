@@ -53,6 +53,7 @@ class Domain(StrEnum):
 
     SAMPLING = "sampling"
     NOISE = "noise"
+    ROUNDING = "rounding"
 
 
 def fresh_root() -> bytes:

@@ -107,7 +107,7 @@ class Ready(Record):
             base_view=self.base_view,
             holdings=self.holdings,
             input_digest=input_digest(statement.encode()),
-            checksum=zlib.crc32(encoded),
+            checksum=zlib.crc32(encoded.data),
         )
         return uploaded, sign_statement(statement, signer, attachment=vector.astype("<u4", copy=False).tobytes())
 
@@ -147,7 +147,7 @@ class Uploaded(Record):
             LocalProtocolError: not the vector that was uploaded: its sketch would be a lie, and provably this client's.
         """
         seat, config = self.seat, self.seat.config
-        if encoded.dtype != np.int32 or zlib.crc32(np.ascontiguousarray(encoded)) != self.checksum:
+        if encoded.dtype != np.int32 or zlib.crc32(np.ascontiguousarray(encoded).data) != self.checksum:
             raise LocalProtocolError("not the vector that was uploaded")
         with refusing(Phase.SKETCH):
             request = SketchRequest.decode(data)

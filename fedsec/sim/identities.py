@@ -41,6 +41,11 @@ _RENEW_INTERMEDIATE_BEFORE = timedelta(days=30)
 _LOCK_TIMEOUT_S = 60.0
 
 
+def client_name(partition: int) -> str:
+    """The client id of a simulation's partition: the same on every engine."""
+    return f"client-{partition:04d}"
+
+
 @dataclass(frozen=True)
 class FederationFiles:
     """What everybody in the federation may see; nothing is verified yet.

@@ -7,15 +7,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import fedsec.secagg.client_keys as client_keys
-import fedsec.secagg.messages as messages
 from fedsec.errors import DecodeError
-from fedsec.secagg import client, client_blame, dealing, seat
+from fedsec.secagg import client, client_blame, client_keys, dealing, messages, seat
 from fedsec.secagg.config import Member, RoundConfig, nonce_commitment
 from fedsec.secagg.labels import MAX_COHORT
 from fedsec.secagg.wire import Blob, Codec, Fixed, Float, ListOf, Part, Parted, Record, Text, UInt
 
-STATES = (client_keys.Advertised, client_keys.Dealt, client.Ready, client.Uploaded, client.Sketched, client.Consented, client_blame.Unmasked)
+STATES = (
+    client_keys.Advertised,
+    client_keys.Dealt,
+    client.Ready,
+    client.Uploaded,
+    client.Sketched,
+    client.Consented,
+    client_blame.Unmasked,
+)
 MESSAGES = tuple(
     kind for kind in vars(messages).values() if isinstance(kind, type) and issubclass(kind, Record) and kind.__module__ == messages.__name__
 )
@@ -33,7 +39,7 @@ QUIET = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCh
 # --- any value of any record, from its table of fields ---
 
 
-def values_of(codec: Codec, size: int = 2) -> st.SearchStrategy[Any]:
+def values_of(codec: Codec, size: int = 2) -> st.SearchStrategy[Any]:  # noqa: PLR0911 - one line a codec
     match codec:
         case UInt(width=width):
             return st.integers(0, (1 << 8 * width) - 1)
@@ -79,7 +85,7 @@ def records_of(kind: type[Parted]) -> st.SearchStrategy[Any]:
     return st.fixed_dictionaries({name: values_of(codec) for name, codec in kind.FIELDS}).map(lambda values: kind(**tidy(kind, values)))
 
 
-def example_of(codec: Codec, salt: int = 0) -> Any:
+def example_of(codec: Codec, salt: int = 0) -> Any:  # noqa: PLR0911 - one line a codec
     """One fixed, full value: every list has two items."""
     match codec:
         case UInt(width=width):

@@ -268,5 +268,5 @@ def test_a_reader_gives_every_byte_once() -> None:
 
 
 def test_doubles_are_those_of_struct() -> None:
-    for value in (1e308, -2.0**-1074, 0.1, 123456789.0):
+    for value in (1e308, -(2.0**-1074), 0.1, 123456789.0):
         assert write(Float(), value) == struct.pack(">d", value)
