@@ -281,14 +281,15 @@ class SecureRounds:
 
     def _blame(self, blame: BlameServer, nodes: Mapping[str, int], given: RoundInput, tally: Tally) -> None:
         cohort = blame.server
-        self._ask_blame(blame, nodes, given, tally)
+        for _ in range(2):  # who is silent is asked once more: an honest member may only be slow
+            self._ask_blame(blame, nodes, given, tally)
         blame.close_values()
         self._ask_blame(blame, nodes, given, tally)
         outcome = blame.outcome()
         self._name(outcome.named, cohort, tally)
-        for index in sorted(
-            {*outcome.silent, *(one for pair in outcome.unresolved for one in pair)} if not outcome.named else outcome.silent
-        ):
+        # A silent member sits out. Its peers do not: one silent member would bench the cohort. Both ends of a dispute that neither settles do.
+        disputed = {one for pair in outcome.unresolved if not set(pair) & set(outcome.silent) for one in pair}
+        for index in sorted({*outcome.silent, *disputed}):
             name = cohort.members[index].client_id
             tally.unresolved.append(name)
             self.journal.sit_out(name)

@@ -4,8 +4,8 @@
    ``s = R·w - Σ ±v``, w being its upload without the masks that are open. An equation that fails names its member.
 2. Both ends of an edge must agree. Where both signed and differ, each is asked to open the seed; one honest opening fits both signed
    tags, and names the end whose value is wrong.
-3. Silence proves nothing. An edge with one silent end is *unresolved*: both ends sit out for a while, and nobody is named (a liar may put
-   its lie on the edge to a silent honest peer; decision 0010, finding 5).
+3. Silence proves nothing. An edge with one silent end is *unresolved*, and nobody is named (a liar may put its lie on the edge to a silent
+   honest peer; decision 0010, finding 5). An edge whose ends signed different values and open nothing is unresolved, too.
 4. If every member answers and nobody is named, the sum was off by a multiple of 2**32 that no equation sees; the outcome says so.
 
 Named means proven: every name comes out of ``verify_evidence``. The failed sum stays unused in every case.
@@ -115,7 +115,7 @@ class BlameOutcome:
     Attributes:
         named: proven liars.
         silent: accepted members that did not answer; excluded from the next round, without evidence.
-        unresolved: edges with one silent end, as (answered, silent).
+        unresolved: edges that could not be settled, as (answered, silent), or as two ends that signed different values and opened nothing.
         wrapped: everybody answered and all equations hold: the sum was off by a multiple of 2**32.
     """
 
@@ -223,14 +223,16 @@ class BlameServer:
             accused=member,
             config=server.config,
             statements=(
-                server.adverts[member][1],
+                bare(server.adverts[member][1]),
                 server.inputs[member].envelope,
                 server.sketches[member].envelope,
                 bare(self.values[member][1]),
             ),
             senders=(member,) * 4,
             keys=tuple(
-                OpenedKey(advert=server.adverts[peer][1], key=key) for peer, key in sorted(self.secrets.keys.items()) if peer not in without
+                OpenedKey(advert=bare(server.adverts[peer][1]), key=key)
+                for peer, key in sorted(self.secrets.keys.items())
+                if peer not in without
             ),
             secret=self.secrets.seeds[member],
             accepted=server.accepted,
@@ -276,10 +278,11 @@ class BlameServer:
         self.phase = Phase.DONE
         silent = tuple(member for member in self.server.accepted if member not in self.values)
         unresolved = tuple((member, peer) for member in sorted(self.values) for peer in self._peers(member) if peer in silent)
-        open_disputes = any(one not in self._named and other not in self._named for one, other in self.disputes)
+        named = self._named.keys()
+        unsettled = tuple((one, other) for one, other in self.disputes if one not in named and other not in named)
         return BlameOutcome(
             named=tuple(self._named[member] for member in sorted(self._named)),
             silent=silent,
-            unresolved=unresolved,
-            wrapped=not (self._named or silent or open_disputes),
+            unresolved=unresolved + unsettled,
+            wrapped=not (named or silent or unsettled),
         )

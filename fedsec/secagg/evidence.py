@@ -119,8 +119,12 @@ class ViewOpening(Parted):
 
     def __post_init__(self) -> None:
         # The view is a hash over sorted parts: without this, another order would give a share's place to another owner.
-        check_increasing([Advert.decode(content).sender for content in self.adverts], "adverts")
+        check_increasing(self.advertisers(), "adverts")
         check_increasing(self.members(), "dealings")
+
+    def advertisers(self) -> list[int]:
+        """U1: the receivers of every dealing, in the order of its leaves."""
+        return [Advert.decode(content).sender for content in self.adverts]
 
     def members(self) -> tuple[int, ...]:
         """U2."""
@@ -215,6 +219,7 @@ def verify_evidence(evidence: Evidence, members: Sequence[Member], *, verify: Ve
         check_members(evidence.config, members)
         if evidence.accused >= len(members) or len(evidence.senders) != len(evidence.statements):
             raise DecodeError("an accused or a sender that is no member")
+        _check_form(evidence)
         check = {
             EvidenceKind.SHARE: _check_share,
             EvidenceKind.DEALING: _check_dealing,
@@ -231,6 +236,39 @@ def verify_evidence(evidence: Evidence, members: Sequence[Member], *, verify: Ve
         reason=reason,
         evidence=evidence,
     )
+
+
+_USED: dict[EvidenceKind, frozenset[str]] = {
+    EvidenceKind.SHARE: frozenset({"leaves", "shares", "accepted", "view"}),
+    EvidenceKind.DEALING: frozenset({"leaves", "shares"}),
+    EvidenceKind.EDGE: frozenset({"leaves", "secret", "view"}),
+    EvidenceKind.SKETCH: frozenset({"keys", "secret", "accepted", "view"}),
+}
+_STATEMENTS = {EvidenceKind.SHARE: 2, EvidenceKind.DEALING: 2, EvidenceKind.EDGE: 2, EvidenceKind.SKETCH: 4}
+_ATTACHED = {EvidenceKind.SKETCH: {1, 2}}
+"""Statements that come with their attachment: the vector, and the opening of the sketch."""
+
+
+def _check_form(evidence: Evidence) -> None:
+    """One lie has one record: what a kind does not use is empty."""
+    kind = EvidenceKind(evidence.kind)
+    parts = {
+        "leaves": evidence.leaves,
+        "shares": evidence.shares,
+        "keys": evidence.keys,
+        "accepted": evidence.accepted,
+        "view": evidence.view,
+    }
+    if any(part for name, part in parts.items() if name not in _USED[kind]) or len(evidence.statements) != _STATEMENTS[kind]:
+        raise DecodeError("parts that this kind of evidence does not use")
+    if "secret" not in _USED[kind] and evidence.secret != bytes(SECRET_BYTES):
+        raise DecodeError("a secret where none belongs")
+    attached = {place for place, statement in enumerate(evidence.statements) if statement.attachment}
+    if attached != _ATTACHED.get(kind, set()) or any(opened.advert.attachment for opened in evidence.keys):
+        raise DecodeError("an attachment where none belongs, or none where one does")
+    check_increasing(evidence.accepted, "accepted members")
+    if len(evidence.leaves) != (evidence.config.threshold if kind is EvidenceKind.DEALING else kind is not EvidenceKind.SKETCH):
+        raise DecodeError("another number of leaves")
 
 
 class _Case:
@@ -259,6 +297,12 @@ class _Case:
         proven = self.evidence.leaves[place]
         verify_inclusion(leaf_hash(proven.leaf.encode()), proven.place, proven.size, proven.path, dealing.root)
         return proven.leaf
+
+    def check_place(self, place: int, opening: ViewOpening) -> None:
+        """Leaf ``place`` stands where its receiver looked for it: a dealer's tree may hold a second leaf for the same receiver elsewhere."""
+        proven, order = self.evidence.leaves[place], opening.advertisers()
+        if proven.size != len(order) or proven.leaf.receiver not in order or proven.place != order.index(proven.leaf.receiver):
+            raise VerificationError("a leaf at another place than its receiver's")
 
     def opening(self, view: bytes) -> ViewOpening:
         """The opening of ``view``."""
@@ -289,6 +333,7 @@ def _check_share(case: _Case) -> str:
     if leaf.receiver != case.accused or shown.holder != case.accused or shown.share not in shares.shares:
         raise VerificationError("not a share that the accused signed, or another's leaf")
     opening = case.opening(shares.view)
+    case.check_place(0, opening)
     case.check_sets(opening, shares.view, shares.agreement)
     place, of_key = opening.members().index(dealer), dealer not in case.evidence.accepted
     if shares.shares[place] != shown.share or opening.dealings[place] != case.evidence.statements[1].content:
@@ -326,7 +371,9 @@ def _check_dealing(case: _Case) -> str:
         secret = basis.combine([shown.share for shown in shares])
     except DecodeError:
         return "dealt shares that are no field elements"
-    if (PrivateKey(secret).public_key == advert.mask_key) if True in common else (seed_commitment(secret) == advert.seed_commitment):
+    # Shares of two independent secrets never coincide: where both kinds fit, the dealer made one serve for both, and one of them is false.
+    sound = {True: PrivateKey(secret).public_key == advert.mask_key, False: seed_commitment(secret) == advert.seed_commitment}
+    if all(sound[of_key] for of_key in common):
         raise VerificationError("the shares give the secret that was committed to")
     return "dealt shares that do not give the secret it committed to"
 
@@ -344,6 +391,7 @@ def _check_edge(case: _Case) -> str:
     opening = case.opening(values.view)
     if case.evidence.statements[1].content not in opening.dealings:
         raise VerificationError("not the dealing that the accused's view holds")
+    case.check_place(0, opening)
     matrix = case.matrix(opening)
     if signed == matrix.ring_product(words).astype("<u4", copy=False).tobytes():
         raise VerificationError("the signed value is the right one")
