@@ -10,7 +10,7 @@ from fedsec.policy import ClientPolicy
 
 STRICT = ClientPolicy(epsilon_cap=2.0, delta=1e-3, min_noise_multiplier=1.0)
 PRIVATE = load_plan()
-OPEN = load_plan(overrides=["privacy.unit=none", "privacy.epsilon=inf"])
+OPEN = load_plan(overrides=["privacy.unit=none", "privacy.epsilon=inf", "secagg.enabled=false"])
 
 
 @pytest.mark.parametrize("sigma", [0.0, -1.0, math.nan, math.inf, 0.99])

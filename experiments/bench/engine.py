@@ -27,7 +27,7 @@ LARGE = 1_000_000
 LARGE_NODES, LARGE_ROUNDS = 10, 3
 FLOWER, OWN_RAY = "Flower run_simulation on Ray", "fedsec run_ray"
 MEBIBYTE = 2**20
-DIGITS = ("federation.num_clients=20", "federation.rounds=10")
+DIGITS = ("federation.num_clients=20", "federation.rounds=10", "secagg.enabled=false")
 COMMAND_TIMEOUT_S = 600
 
 

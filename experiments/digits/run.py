@@ -23,7 +23,8 @@ RESULTS = HERE / "results.json"
 RUNS = Path("runs") / "digits"
 SEEDS = 5
 
-ARMS = {"default": (), "no-privacy": (*NO_PRIVACY, "training.learning_rate=5.0")}
+CLEAR = ("secagg.enabled=false",)
+ARMS = {"default": (), "clear": CLEAR, "no-privacy": (*NO_PRIVACY, *CLEAR, "training.learning_rate=5.0")}
 """The learning rate without privacy was chosen on held-out training records (README.md)."""
 
 

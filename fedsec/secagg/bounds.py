@@ -22,7 +22,7 @@ def log2_hiding(num_rows: int, factor: float) -> float:
         ValueError: numbers out of range.
 
     >>> round(log2_hiding(256, 2.0)), round(log2_hiding(64, 3.0))
-    (-118, -46)
+    (-118, -49)
     """
     if num_rows < 1 or not factor > 1:
         raise ValueError(f"{num_rows} rows and factor {factor}: expected at least one row and a factor over 1")

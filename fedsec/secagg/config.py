@@ -120,7 +120,7 @@ class RoundConfig(Record):
     def __post_init__(self) -> None:
         try:
             self.encode()
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise ConfigError(f"CONFIG has a value without an encoding: {error}") from None
         if not (1 <= self.num_cohorts <= MAX_COHORTS and 0 <= self.cohort < self.num_cohorts):
             raise ConfigError(f"cohort {self.cohort} of {self.num_cohorts}", field="secagg.cohort_size")

@@ -35,7 +35,7 @@ from fedsec.secagg.checks import S, check_advert, read_statement
 from fedsec.secagg.config import Member, RoundConfig, check_members, nonce_commitment
 from fedsec.secagg.dealing import leaf_hashes
 from fedsec.secagg.fixedpoint import RingVector
-from fedsec.secagg.labels import MAX_REMOVED, Phase
+from fedsec.secagg.labels import BOX_BYTES, DIGEST_BYTES, MAX_REMOVED, SECRET_BYTES, Phase
 from fedsec.secagg.messages import (
     Advert,
     Consent,
@@ -63,6 +63,11 @@ from fedsec.secagg.views import (
     vector_hash,
 )
 from fedsec.signing import Verify
+
+
+LEAF_BYTES = 2 + 4 + BOX_BYTES + 3 * DIGEST_BYTES
+SHARE_BYTES = 4 + SECRET_BYTES
+"""What one more member adds to a message: a dealt leaf, a share."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -209,10 +214,21 @@ class CohortServer:
         name = self.members[sender].client_id if 0 <= sender < len(self.members) else f"member {sender}"
         if sender not in self.asked():
             raise PeerError(name, self.phase, "was not asked")
+        if len(data) > self._longest():
+            raise PeerError(name, self.phase, f"a message of {len(data)} bytes")
         try:
             takers[self.phase](sender, Envelope.decode(data))
         except (DecodeError, VerificationError, ValueError) as error:
             raise PeerError(name, self.phase, str(error)) from None
+
+    def _longest(self) -> int:
+        """Most bytes that an honest member's message has in this phase; longer ones are not even parsed."""
+        attached = {
+            Phase.SHARE_KEYS: len(self.members) * LEAF_BYTES,
+            Phase.MASKED_INPUT: 4 * self.config.dimension,
+            Phase.SKETCH: 4 * self.config.num_rows,
+        }
+        return attached.get(self.phase, 0) + len(self.members) * SHARE_BYTES + 1024
 
     def _take_advert(self, sender: int, envelope: Envelope) -> None:
         advert = self._read(Advert, sender, envelope)

@@ -35,7 +35,7 @@ def undeclared():
     x, y = base()
     return {"x": x, "y": y % 9, "x_test": x[:50], "y_test": y[:50]}
 """
-PRIVATE = ["privacy.noise_multiplier=60.0", "privacy.epsilon=1", "training.steps=1", "training.sample_rate=1.0", "training.batch_size=32",
+PRIVATE = ["secagg.enabled=false", "privacy.noise_multiplier=60.0", "privacy.epsilon=1", "training.steps=1", "training.sample_rate=1.0", "training.batch_size=32",
            "training.learning_rate=1.0", "model.personal=['bias']"]  # fmt: skip
 AFTER = load_plan(overrides=PRIVATE)
 INSIDE = load_plan(overrides=[*PRIVATE, "model.personal_fit=dp"])

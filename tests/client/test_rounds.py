@@ -16,7 +16,7 @@ from fedsec.plan.load import load_plan
 from fedsec.vectors import arrays_digest
 
 SIGMA = 1.6
-PLAN = load_plan(overrides=["privacy.noise_multiplier=1.6", "federation.rounds=4", "privacy.epsilon=3"])
+PLAN = load_plan(overrides=["secagg.enabled=false", "privacy.noise_multiplier=1.6", "federation.rounds=4", "privacy.epsilon=3"])
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,17 @@ def test_the_same_question_gets_the_same_bytes_and_costs_nothing_more(server):
         {"arrays": model_arrays(0.1)},
         {"sigma": 2.5},
         {"attempt": 2},
-        {"plan": load_plan(overrides=["privacy.noise_multiplier=1.6", "federation.rounds=4", "privacy.epsilon=3", "training.steps=1"])},
+        {
+            "plan": load_plan(
+                overrides=[
+                    "secagg.enabled=false",
+                    "privacy.noise_multiplier=1.6",
+                    "federation.rounds=4",
+                    "privacy.epsilon=3",
+                    "training.steps=1",
+                ]
+            )
+        },
     ],
 )
 def test_a_second_question_for_the_same_round_is_refused(server, change):
@@ -145,7 +155,7 @@ def test_a_refused_spend_trains_nothing_and_leaves_no_entry(server, monkeypatch)
 
     monkeypatch.setattr(client.rounds, "local_update", lambda *_a, **_k: pytest.fail("trained"))
     with pytest.raises(PrivacyBudgetExceeded):
-        server.ask(1, plan=load_plan(overrides=["privacy.noise_multiplier=0.1", "privacy.epsilon=3"]), sigma=0.1)
+        server.ask(1, plan=load_plan(overrides=["secagg.enabled=false", "privacy.noise_multiplier=0.1", "privacy.epsilon=3"]), sigma=0.1)
     assert len(server.ledger) == 0
 
 
@@ -157,7 +167,7 @@ def test_a_private_plan_with_a_sigma_that_is_no_noise_is_refused(server, sigma):
 
 def test_a_run_without_privacy_after_a_private_one_is_counted_as_infinite(server):
     server.ask(1)
-    open_plan = load_plan(overrides=["privacy.unit=none", "privacy.epsilon=inf"])
+    open_plan = load_plan(overrides=["privacy.unit=none", "privacy.epsilon=inf", "secagg.enabled=false"])
     server.ask(1, run_id="run-b", plan=open_plan, sigma=0.0)
     with pytest.raises(PrivacyBudgetExceeded):
         server.ask(2)
@@ -217,6 +227,7 @@ def test_the_round_key_is_gone_from_the_store_once_the_update_is_stored(server):
 
 PERSONAL = load_plan(
     overrides=[
+        "secagg.enabled=false",
         "privacy.noise_multiplier=1.6",
         "privacy.epsilon=3",
         "federation.rounds=4",
@@ -256,6 +267,7 @@ def test_fitting_the_personal_parameters_helps_on_the_clients_own_test_records(s
 def test_personal_parameters_inside_the_noised_gradient_are_kept_and_go_on_from_there(server):
     inside = load_plan(
         overrides=[
+            "secagg.enabled=false",
             "privacy.noise_multiplier=1.6",
             "privacy.epsilon=3",
             "federation.rounds=4",

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FLWR = str(Path(sys.executable).parent / "flwr")
-PLAN = "[federation]\nnum_clients = 4\nrounds = 2\n[privacy]\nepsilon = 20.0\n"
+PLAN = "[federation]\nnum_clients = 4\nrounds = 2\n[privacy]\nepsilon = 20.0\n[secagg]\nenabled = true\n"
 
 pytestmark = pytest.mark.needs("ray")
 

@@ -16,6 +16,8 @@ PLAN = [
     "--set",
     "federation.rounds=8",
     "--set",
+    "secagg.num_corrupt=1",
+    "--set",
     "training.tail_average=3",
     "--set",
     "training.server_momentum=0.5",

@@ -11,7 +11,16 @@ import pytest
 
 from fedsec.plan.load import load_plan
 
-SMALL = ["--set", "federation.num_clients=6", "--set", "federation.rounds=4", "--set", "privacy.epsilon=20"]
+SMALL = [
+    "--set",
+    "secagg.num_corrupt=1",
+    "--set",
+    "federation.num_clients=6",
+    "--set",
+    "federation.rounds=4",
+    "--set",
+    "privacy.epsilon=20",
+]
 
 
 def fedsec(*arguments, check=True, **environment):
@@ -104,7 +113,17 @@ def test_a_second_run_into_the_same_folder_is_refused_and_leaves_it(small_run):
 
 def test_clients_that_vanish_at_random_are_counted_and_the_rest_go_on(tmp_path):
     process = fedsec(
-        "simulate", *SMALL, "--set", "federation.dropout=0.3", "--set", "federation.round_timeout_s=2.0", "--out", tmp_path / "r", "--json"
+        "simulate",
+        *SMALL,
+        "--set",
+        "secagg.enabled=false",
+        "--set",
+        "federation.dropout=0.3",
+        "--set",
+        "federation.round_timeout_s=2.0",
+        "--out",
+        tmp_path / "r",
+        "--json",
     )
     result = json.loads(process.stdout)
     assert sum(row["num_dropped"] for row in result["rows"]) > 0

@@ -28,6 +28,7 @@ def plan_with(*overrides):
         "federation.rounds=3",
         "federation.round_timeout_s=5.0",
         "privacy.unit=none",
+        "secagg.enabled=false",
         "privacy.epsilon=inf",
     ]
     return load_plan(overrides=[*base, *overrides])

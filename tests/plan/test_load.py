@@ -62,7 +62,19 @@ def test_the_name_is_not_part_of_the_digest_and_everything_else_is():
         ("[model]\nname = 'custom'", ["model.factory"]),
         ("[model]\npersonal = ['bias', 'bias']", ["model.personal"]),
         ("[model]\nhidden = [0]", ["model.hidden"]),
-        ("[secagg]\nenabled = true", ["secagg.enabled", "not built yet"]),
+        ("[secagg]\nenabled = true\nnum_corrupt = 9", ["secagg.num_corrupt", "cannot finish a round"]),
+        ("[secagg]\nenabled = true\nnum_corrupt = 0", ["secagg.num_corrupt"]),
+        ("[secagg]\nenabled = true\nminimum_accepted = 2", ["secagg.minimum_accepted", "one honest client"]),
+        ("[secagg]\nenabled = true\nsketch_rows = 8", ["secagg.sketch_rows", "size of an update"]),
+        ("[secagg]\nenabled = true\nsketch_rows = 100", ["secagg.sketch_rows", "multiple of 8"]),
+        ("[secagg]\nenabled = true\nnorm_slack = 4.0", ["secagg.norm_slack"]),
+        ("[secagg]\nenabled = true\nweight_limit = 0", ["secagg.weight_limit"]),
+        ("[secagg]\nenabled = true\nupdate_norm = nan", ["secagg.update_norm"]),
+        ("[secagg]\nenabled = true\nattempts = 3", ["secagg.attempts"]),
+        ("[secagg]\nenabled = true\ncohort_size = 3", ["secagg.cohort_size"]),
+        ("[secagg]\nenabled = true\n[federation]\nfraction = 0.5", ["federation.fraction", "every client"]),
+        ("[secagg]\nenabled = true\n[federation]\nevaluate_clients = true", ["federation.evaluate_clients", "in clear"]),
+        ('[secagg]\nenabled = true\n[privacy]\nunit = "none"\nepsilon = inf', ["secagg.sketch_without_dp", "chooses the model"]),
         ("[robust]\nrule = 'krum'", ["robust.rule", "not built yet"]),
         ("[attack]\nname = 'sign-flip'", ["attack.name", "not built yet"]),
         ("federation = 3", ["federation", "table"]),
@@ -85,7 +97,7 @@ def test_a_malformed_override_is_refused(override):
 def test_overrides_take_toml_values_and_bare_words():
     plan = load_plan(overrides=["data.name=breast-cancer", "privacy.epsilon=4", "model.hidden=[8, 8]", 'name="my run"'])
     assert (plan.data.name, plan.privacy.epsilon, plan.model.hidden, plan.name) == ("breast-cancer", 4.0, (8, 8), "my run")
-    assert math.isinf(load_plan(overrides=["privacy.epsilon=inf", "privacy.unit=none"]).privacy.epsilon)
+    assert math.isinf(load_plan(overrides=["privacy.epsilon=inf", "privacy.unit=none", "secagg.enabled=false"]).privacy.epsilon)
 
 
 def test_files_that_are_no_plan_are_refused_by_name(tmp_path):

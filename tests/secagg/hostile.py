@@ -73,7 +73,7 @@ Federation = rounds.Federation
 SCALE_UP = 1 << 32
 
 
-class Broken(AssertionError):
+class Broken(AssertionError):  # noqa: N818 - said of the machines, not of a call
     """Something happened that the design says cannot."""
 
 
@@ -126,7 +126,9 @@ def deal(fed: Any, liar: int, change: Callable[[DealtLeaf], DealtLeaf | None]) -
     _, attachment = said(fed, Phase.SHARE_KEYS, liar, Dealing)
     leaves = tuple(change(leaf) or leaf for leaf in DealtLeaves.decode(attachment).leaves)
     root = merkle_root(leaf_hashes(leaves))
-    fed.states[liar] = replace(fed.states[liar], root=root)
+    tags = {advert.sender: leaf.tag for advert, leaf in zip(fed.states[liar].adverts, leaves, strict=True)}
+    pairs = tuple(replace(pair, tag=tags[pair.peer]) for pair in fed.states[liar].pairs)  # it sticks to what it signed
+    fed.states[liar] = replace(fed.states[liar], root=root, pairs=pairs)
     statement = Dealing(context=fed.config.context(), sender=liar, root=root)
     fed.messages[Phase.SHARE_KEYS][liar] = fed.sign(liar, statement, attachment=DealtLeaves(leaves=leaves).encode())
 
@@ -302,7 +304,7 @@ class _Soak:
     def __init__(self, seed: int, *, num_rows: int, dimension: int) -> None:
         self.draw = np.random.default_rng([0x5EC, seed])
         num_clients = int(self.draw.integers(5, 9))
-        num_corrupt = int(self.draw.integers(1, 3)) if num_clients >= 8 else 1
+        num_corrupt = int(self.draw.integers(1, 3)) if num_clients >= 7 else 1
         self.fed = Federation(
             num_clients=num_clients, num_corrupt=num_corrupt, dimension=dimension, num_rows=num_rows, name=f"soak/{seed}"
         )  # fmt: skip
@@ -377,20 +379,27 @@ class _Soak:
         if fed.server.phase is not phase:
             raise Broken(f"the server is in {fed.server.phase}, not in {phase}")
         self.gone |= {index for index, last in self.leaves_in.items() if last is phase}
-        for index in fed.server.asked():
+        self._answer_all()
+        for liar in self.liars:
+            if liar in fed.messages[phase] and self._lies(liar):
+                lie(liar)
+        self._deliver_all(phase)
+        self._advance(phase)
+
+    def _answer_all(self) -> None:
+        for index in self.fed.server.asked():
             if index in self.gone:
                 continue
             try:
-                fed.answer(index)
+                self.fed.answer(index)
             except PeerError as error:
                 if index not in self.liars:
                     raise Broken(f"honest member {index} refused an honest server: {error}") from None
                 self.gone.add(index)
-        for liar in self.liars:
-            if liar in fed.messages[phase] and self._lies(liar):
-                lie(liar)
-        order = [int(index) for index in self.draw.permutation(sorted(fed.messages[phase]))]
-        for index in order:
+
+    def _deliver_all(self, phase: Phase) -> None:
+        fed = self.fed
+        for index in [int(index) for index in self.draw.permutation(sorted(fed.messages[phase]))]:
             try:
                 fed.deliver(index, fed.messages[phase][index])
             except PeerError as error:
@@ -398,7 +407,6 @@ class _Soak:
                     raise Broken(f"the server refused honest member {index}: {error}") from None
                 self.out.refused += 1
                 self.gone.add(index)
-        self._advance(phase)
 
     def _advance(self, phase: Phase) -> None:
         fed = self.fed
@@ -480,18 +488,12 @@ class _Soak:
         add = np.zeros(dimension, dtype=np.int64)
         places = self.draw.choice(dimension, size=2, replace=False)
         partner = next((other for other in self.liars if other != liar and other in fed.messages[phase]), None)
-        dealers = sorted(fed.server.dealings.keys() - {liar})
-        match self._one_of("silent-upload", "one-entry", "half-ring", "full-ring", "wrong-mask", "small", "pair", "dispute", "other-view"):
-            case "silent-upload":
-                self._say_nothing(phase, liar)
-                return
+        lie = self._one_of("silent-upload", "one-entry", "half-ring", "full-ring", "wrong-mask", "small", "pair", "dispute", "other-view")
+        match lie:
             case "one-entry":
                 add[places[0]] = int(self.draw.integers(1, 1 << 31))
             case "half-ring":
                 add[places] = 1 << 31
-            case "full-ring":
-                upload(fed, liar, add=np.where(np.arange(dimension) == places[0], SCALE_UP, 0))  # is nothing modulo 2**32
-                return
             case "wrong-mask":
                 add = self.draw.integers(-(1 << 31), 1 << 31, size=dimension)
             case "small":
@@ -501,14 +503,24 @@ class _Soak:
                 if partner is not None:
                     upload(fed, partner, add=-add)
                     self.extra[partner] = self.extra[partner] - add
-            case "dispute":
-                upload(fed, liar, disputed=tuple(sorted(self._some(dealers))))
-                return
-            case "other-view":
-                upload(fed, liar, base_view=self._bytes(32))
+            case _:
+                self._lie_beside_the_sum(lie, liar, int(places[0]))
                 return
         upload(fed, liar, add=add)
         self.extra[liar] = self.extra[liar] + add
+
+    def _lie_beside_the_sum(self, lie: str, liar: int, place: int) -> None:
+        """Lies at the upload that change nothing in the sum."""
+        fed = self.fed
+        match lie:
+            case "silent-upload":
+                self._say_nothing(Phase.MASKED_INPUT, liar)
+            case "full-ring":  # is nothing modulo 2**32
+                upload(fed, liar, add=np.where(np.arange(fed.config.dimension) == place, SCALE_UP, 0))
+            case "dispute":
+                upload(fed, liar, disputed=tuple(sorted(self._some(sorted(fed.server.dealings.keys() - {liar})))))
+            case "other-view":
+                upload(fed, liar, base_view=self._bytes(32))
 
     def _lie_in_sketch(self, liar: int) -> None:
         fed, phase = self.fed, Phase.SKETCH
@@ -600,41 +612,48 @@ class _Soak:
         matrix = matrix_of(fed)
 
         def say(index: int, values: BlameValues) -> BlameValues | None:
-            plan, peers = plans.get(index, "blame-true"), [edge.peer for edge in values.edges]
-            if plan == "silent-blame":
-                return None
-            if (
-                plan == "shift" and peers
-            ):  # make the own equation true: put the lie on one edge, to a silent or a colluding peer if there is one
-                residue = matrix.product(self.extra[index]) - matrix.product(self.shown[index]) - self.error[index]
-                best = [peer for peer in peers if peer in gone_at_values] or [peer for peer in peers if peer in self.liars] or peers
-                peer = int(self.draw.choice(best))
-                return add_to_edge(values, peer, residue if index < peer else -residue)
-            if plan == "edges" and peers:
-                for peer in self._some(peers):
-                    values = add_to_edge(values, peer, self.draw.integers(1, 100, size=fed.config.num_rows))
-            return values
+            return self._say(plans.get(index, "blame-true"), index, values, gone_at_values, matrix)
 
         silent = {*gone_at_values, *(liar for liar in self.liars if plans[liar] == "bad-blame")}
         shut = {*gone_at_opening, *(liar for liar in self.liars if self.draw.random() < 0.5)}
-        honest = set(fed.server.accepted) - set(self.liars)
         server, outcome = blame(fed, secrets, say=say, silent=silent & set(fed.server.accepted), shut=shut)
         for liar in self.liars:
             if plans[liar] == "bad-blame" or liar not in fed.server.accepted:
                 self._send_rubbish(server, liar)
         self._name(outcome.named)
-        for index in outcome.silent:
-            if index in honest - gone_at_values:
-                raise Broken(f"honest member {index} answered, and is held for silent")
-        unopened = [pair for pair in server.disputes if not set(self.out.named) & set(pair)]
-        if any(set(pair) & (honest - gone_at_opening) for pair in unopened):
-            raise Broken(f"an honest end opened its edge, and nobody of {unopened} is named")
-        everybody = not outcome.silent and not unopened
-        if everybody and not outcome.named and not outcome.wrapped:
-            raise Broken("all answered, and nothing was found")
-        if outcome.wrapped:
-            raise Broken("a lie passed the gate and all equations")  # no lie here has rows over 2**31 and a norm under L
+        honest = set(fed.server.accepted) - set(self.liars)
+        self._check_blame(server, outcome, answered=honest - gone_at_values, opened=honest - gone_at_opening)
         self.out.end = "named" if outcome.named else "unresolved" if outcome.silent else "disputed"
+
+    def _say(self, plan: str, index: int, values: BlameValues, gone: Collection[int], matrix: SketchMatrix) -> BlameValues | None:
+        peers = [edge.peer for edge in values.edges]
+        if plan == "silent-blame":
+            return None
+        if (
+            plan == "shift" and peers
+        ):  # the own equation becomes true: the lie goes to an edge, of a silent or a colluding peer if there is one
+            residue = matrix.product(self.extra[index]) - matrix.product(self.shown[index]) - self.error[index]
+            best = [peer for peer in peers if peer in gone] or [peer for peer in peers if peer in self.liars] or peers
+            peer = int(self.draw.choice(best))
+            return add_to_edge(values, peer, residue if index < peer else -residue)
+        if plan == "edges" and peers:
+            for peer in self._some(peers):
+                values = add_to_edge(values, peer, self.draw.integers(1, 100, size=self.fed.config.num_rows))
+        return values
+
+    def _check_blame(self, server: BlameServer, outcome: BlameOutcome, *, answered: Collection[int], opened: Collection[int]) -> None:
+        """What BLAME owes to the honest members that answered, and that opened their edges."""
+        if set(outcome.silent) & set(answered):
+            raise Broken(f"of honest members {sorted(answered)}, who answered, {outcome.silent} are held for silent")
+        unopened = [pair for pair in server.disputes if not set(self.out.named) & set(pair)]
+        if any(set(pair) & set(opened) for pair in unopened):
+            raise Broken(f"an honest end opened its edge, and nobody of {unopened} is named")
+        if not (outcome.silent or unopened or outcome.named or outcome.wrapped):
+            raise Broken("all answered, and nothing was found")
+        if any(pair not in outcome.unresolved for pair in unopened):
+            raise Broken(f"the disputes {unopened} are in no list of the outcome")
+        if outcome.wrapped:  # no lie here has rows over 2**31 and passes the gate
+            raise Broken("a lie passed the gate and all equations")
 
     def _send_rubbish(self, server: BlameServer, liar: int) -> None:
         """After the fact, or without being asked."""

@@ -12,7 +12,7 @@ from fedsec.errors import ConfigError, DecodeError, SignatureError
 from fedsec.secagg.checks import read_config, sign_config
 from fedsec.secagg.cohorts import CohortLimits
 from fedsec.secagg.config import LocalPolicy, Member, RoundConfig, check_members, nonce_commitment
-from fedsec.secagg.messages import Envelope
+from fedsec.secagg.messages import BlameValues, EdgeValue, Envelope
 from fedsec.signing import verify_signature
 
 BASE: dict[str, Any] = {
@@ -128,9 +128,12 @@ def test_a_sum_or_a_sketch_that_could_wrap_is_no_config() -> None:
 
 
 def test_values_of_blame_fit_a_message_or_it_is_no_config() -> None:
-    replace(CONFIG, num_clients=1000, threshold=501, minimum_accepted=500, num_rows=248, norm_bound=100_000)
+    most = replace(CONFIG, num_clients=256, threshold=129, minimum_accepted=100, num_rows=2040)
+    edges = tuple(EdgeValue(peer=peer, values=bytes(4 * most.num_rows)) for peer in range(1, 256))
+    values = BlameValues(context=bytes(32), sender=0, view=bytes(32), agreement=bytes(32), edges=edges)
+    Envelope(content=values.encode(), signature=bytes(64)).encode()
     with pytest.raises(ConfigError, match="longer than a message"):
-        replace(CONFIG, num_clients=1024, threshold=513, minimum_accepted=500, num_rows=256, norm_bound=100_000)
+        replace(most, num_rows=2048)
 
 
 # --- signed by the server ---

@@ -244,6 +244,22 @@ def test_more_members_than_a_cohort_may_have_are_refused(kind: Any) -> None:
         replace(record, **{name: tuple(range(MAX_COHORT + 1))}).encode()
 
 
+LIMITED = [(kind, name, codec) for kind in MESSAGES for name, codec in kind.FIELDS if isinstance(codec, ListOf | Blob)]
+
+
+@pytest.mark.parametrize(("kind", "name", "codec"), LIMITED, ids=[f"{kind.__name__}.{name}" for kind, name, _ in LIMITED])
+def test_a_claim_over_the_limit_of_a_field_is_refused_before_anything_is_read(kind: Any, name: str, codec: Any) -> None:
+    if codec.limit == (1 << 16) - 1:
+        return  # the count itself cannot say more
+    names = [field for field, _ in kind.FIELDS]
+    before = bytearray(example(kind).encode()[:5])
+    for field, other in kind.FIELDS[: names.index(name)]:
+        other.write(getattr(example(kind), field), before)
+    width = 2 if isinstance(codec, ListOf) else 4
+    with pytest.raises(DecodeError, match="over the limit"):
+        kind.decode(bytes(before) + (codec.limit + 1).to_bytes(width, "big") + bytes(64))
+
+
 def test_an_agreement_is_what_the_unmask_request_holds_without_its_certificate() -> None:
     request = example(messages.UnmaskRequest)
     agreed = request.agreement()

@@ -371,20 +371,46 @@ def test_no_sketch_and_no_salt_goes_to_a_peer(at: Any) -> None:
             assert made.sketch.astype("<i4").tobytes() not in sent
 
 
-def test_edges_whose_tags_differ_are_removed_and_the_sum_is_exact(at: Any) -> None:
-    """One lying dealer, all its tags wrong towards one peer: the edge goes, nobody is named, the sum holds."""
-    fed = at(Phase.SHARE_KEYS)
-    fed.messages[Phase.SHARE_KEYS][2] = dealing_with(fed, 2, lambda leaves: leaves.__setitem__(4, replace(leaves[4], tag=bytes(32))))
-    statement, _ = statement_of(fed, Phase.SHARE_KEYS, 2)
-    pairs = tuple(replace(pair, tag=bytes(32)) if pair.peer == 4 else pair for pair in fed.states[2].pairs)
-    fed.states[2] = replace(fed.states[2], root=statement.root, pairs=pairs)
+def lying_tag(fed: Any, dealer: int, peer: int) -> None:
+    """Everybody deals, one with a wrong tag for one peer, and goes on as if it were right."""
+    fed.messages[Phase.SHARE_KEYS][dealer] = dealing_with(
+        fed, dealer, lambda leaves: leaves.__setitem__(peer, replace(leaves[peer], tag=bytes(32)))
+    )
+    statement, _ = statement_of(fed, Phase.SHARE_KEYS, dealer)
+    pairs = tuple(replace(pair, tag=bytes(32)) if pair.peer == peer else pair for pair in fed.states[dealer].pairs)
+    fed.states[dealer] = replace(fed.states[dealer], root=statement.root, pairs=pairs)
     for index in range(6):
         fed.deliver(index, fed.messages[Phase.SHARE_KEYS][index])
+
+
+@pytest.mark.parametrize("accepted", [[0, 2, 3, 4], [0, 1, 3, 4], [0, 1, 2, 3], [0, 1, 3, 5]], ids=["both", "one", "other", "neither"])
+def test_an_edge_whose_tags_differ_is_removed_and_the_sum_is_exact_whoever_of_its_ends_is_accepted(at: Any, accepted: list[int]) -> None:
+    fed = at(Phase.SHARE_KEYS)
+    lying_tag(fed, 2, 4)
     fed.advance()
     assert fed.server.removed == (RemovedEdge(low=2, high=4),)
-    opened = fed.finish(accept=[0, 2, 3, 4])
-    assert np.array_equal(opened.total, fed.expected([0, 2, 3, 4]))
+    opened = fed.finish(accept=accepted)
+    assert np.array_equal(opened.total, fed.expected(accepted))
     assert [edge.peer for edge in fed.ready[4].holdings.edges] == [0, 1, 3, 5]
+
+
+def test_more_removed_edges_than_a_request_can_hold_end_the_round(at: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedsec.secagg.server.MAX_REMOVED", 0)
+    fed = at(Phase.SHARE_KEYS)
+    lying_tag(fed, 2, 4)
+    with pytest.raises(RoundAborted, match="1 edges"):
+        fed.server.close()
+    assert fed.server.phase is Phase.ABORTED
+
+
+def test_who_is_excluded_is_not_asked_and_not_heard(rounds: Any) -> None:
+    fed = rounds.Federation(num_clients=6, name="excluded")
+    fed.server.excluded = frozenset({3})
+    _, message = fed.step(Phase.ADVERTISE_KEYS, 3, fed.signed_config)
+    refused(fed, 3, message, "was not asked")
+    opened = fed.finish()
+    assert opened.accepted == (0, 1, 2, 4, 5)
+    assert np.array_equal(opened.total, fed.expected(opened.accepted))
 
 
 # --- the end of a phase ---

@@ -1,8 +1,8 @@
-"""Write the vectors of secure aggregation's numeric parts: ``python tests/vectors/generate_secagg.py [FOLDER]``.
+"""Write the vectors of secure aggregation, its numbers and its messages: ``python tests/vectors/generate_secagg.py [FOLDER]``.
 
 Nothing of fedsec is imported. Every expected value comes from a second, slow implementation below, written from the design and
 from RFC 5869 (HKDF), SP 800-38A (AES-CTR, block by block through ECB) and plain formulas over Python's integers and fractions;
-so the vectors check fedsec, and a test checks that they are what this file makes.
+so the vectors check fedsec, and a test checks that they are what this file makes. X25519 and AES-GCM come from ``cryptography``.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 P = 2**255 - 19
 RING = 2**32
@@ -391,6 +392,370 @@ def bad_sketch() -> dict:
     return {"root": root.hex(), "nonce": nonce.hex(), "num_rows": num_rows, "dimension": dimension, "accepted": good, "openings": openings}
 
 
+# --- messages: a whole round of four, byte by byte ---
+
+
+def u8(value: int) -> bytes:
+    return struct.pack(">B", value)
+
+
+def u16(value: int) -> bytes:
+    return struct.pack(">H", value)
+
+
+def u32(value: int) -> bytes:
+    return struct.pack(">I", value)
+
+
+def blob(data: bytes) -> bytes:
+    return u32(len(data)) + data
+
+
+def items(parts: list[bytes]) -> bytes:
+    return u16(len(parts)) + b"".join(parts)
+
+
+def head(kind: int) -> bytes:
+    return b"fsa\x01" + u8(kind)
+
+
+CONFIG = {
+    "federation": "example.org", "cohort": 0, "num_cohorts": 1, "run_id": "run-ä", "server_round": 7, "attempt": 1,
+    "model_hash": expand("messages/model", 32).hex(), "terms_hash": expand("messages/terms", 32).hex(),
+    "roster_hash": expand("messages/roster", 32).hex(), "num_clients": 4, "num_corrupt": 1, "minimum_accepted": 3, "threshold": 3,
+    "dimension": 8, "scale": 0.5, "norm_bound": 1000, "num_rows": 8, "norm_slack": 2.5, "weight_limit": 100, "rule": "mean",
+    "nonce_commitment": labelled_hash("nonce", expand("messages/nonce", 32)).hex(), "time_s": 1_900_000_000,
+}  # fmt: skip
+
+
+def config_bytes(**changes: object) -> bytes:
+    c = CONFIG | changes
+    return b"".join(
+        [
+            head(2), blob(c["federation"].encode()), u16(c["cohort"]), u16(c["num_cohorts"]), blob(c["run_id"].encode()),
+            u32(c["server_round"]), u8(c["attempt"]), *(bytes.fromhex(c[name]) for name in ("model_hash", "terms_hash", "roster_hash")),
+            *(u16(c[name]) for name in ("num_clients", "num_corrupt", "minimum_accepted", "threshold")), u32(c["dimension"]),
+            struct.pack(">d", c["scale"]), u32(c["norm_bound"]), u16(c["num_rows"]), struct.pack(">d", c["norm_slack"]),
+            u32(c["weight_limit"]), blob(c["rule"].encode()), bytes.fromhex(c["nonce_commitment"]), struct.pack(">Q", c["time_s"]),
+        ]
+    )  # fmt: skip
+
+
+def merkle_hash(data: list[bytes]) -> bytes:
+    """RFC 9162, section 2.1.1, as it stands there."""
+    if len(data) == 1:
+        return hashlib.sha256(b"\0" + data[0]).digest()
+    k = 1 << ((len(data) - 1).bit_length() - 1)
+    return hashlib.sha256(b"\1" + merkle_hash(data[:k]) + merkle_hash(data[k:])).digest()
+
+
+def merkle_path(m: int, data: list[bytes]) -> list[bytes]:
+    """RFC 9162, section 2.1.3.1."""
+    if len(data) == 1:
+        return []
+    k = 1 << ((len(data) - 1).bit_length() - 1)
+    return [*merkle_path(m, data[:k]), merkle_hash(data[k:])] if m < k else [*merkle_path(m - k, data[k:]), merkle_hash(data[:k])]
+
+
+def field_secret(random_bytes: bytes) -> bytes:
+    return random_bytes[:31] + bytes([random_bytes[31] % 64])
+
+
+def public(private: bytes) -> bytes:
+    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def stand_in_signature(member: int, label: str, message: bytes) -> bytes:
+    """ECDSA is randomised: in these vectors a hash stands for a signature. It shows what is signed, and under which label."""
+    return hashlib.sha512(f"stand-in {member} {V1}{label}".encode() + b"\0" + message).digest()
+
+
+class Round:
+    """Everything that passes in one honest round of four: member 3 vanishes while it trains, A = {0, 1, 2}."""
+
+    def __init__(self) -> None:
+        self.context = labelled_hash("context", b"fedsec/secagg/v1", config_bytes())
+        self.members, self.accepted, self.rejected = range(4), range(3), [3]
+        self.randomness = [expand(f"messages/join/{i}", 96) for i in self.members]
+        self.mask_keys, self.box_keys, self.seeds = (
+            [field_secret(random_bytes[at : at + 32]) for random_bytes in self.randomness] for at in (0, 32, 64)
+        )
+        self.encoded = [list(struct.unpack("<8b", expand(f"messages/encoded/{i}", 8))) for i in self.members]
+        self.requests: dict[str, dict[str, str]] = {}
+        self.messages: dict[str, dict[str, str]] = {}
+        self.pairs = self.derive_pairs()
+        self.advertise()
+        self.deal()
+        self.upload()
+        self.sketch()
+        self.agree()
+        self.unmask()
+        self.blame()
+
+    def signed_by(self, kind: int, member: int) -> bytes:
+        return head(kind) + self.context + u16(member)
+
+    def send(self, stage: str, label: str, contents: dict[int, bytes], attachments: dict[int, bytes]) -> None:
+        """Envelopes of all that say something in a stage."""
+        self.signatures = {i: stand_in_signature(i, label, content) for i, content in contents.items()}
+        self.messages[stage] = {
+            str(i): (head(1) + blob(content) + self.signatures[i] + blob(attachments.get(i, b""))).hex() for i, content in contents.items()
+        }
+
+    def ask(self, stage: str, requests: dict[int, bytes]) -> None:
+        self.requests[stage] = {str(i): data.hex() for i, data in requests.items()}
+
+    def derive_pairs(self) -> dict[tuple[int, int], dict[str, bytes]]:
+        found = {}
+        for i, j in product(self.members, self.members):
+            if i >= j:
+                continue
+            shared = X25519PrivateKey.from_private_bytes(self.mask_keys[i]).exchange(
+                X25519PrivateKey.from_private_bytes(self.mask_keys[j]).public_key()
+            )
+            keys = public(self.mask_keys[i]) + public(self.mask_keys[j])
+            seed = hkdf(self.context, shared, (V1 + "pair-seed").encode() + pair(i, j) + keys)
+            boxes = X25519PrivateKey.from_private_bytes(self.box_keys[j]).exchange(
+                X25519PrivateKey.from_private_bytes(self.box_keys[i]).public_key()
+            )
+            found[i, j] = {"seed": seed, "tag": labelled_hash("edge-tag", seed, self.context, pair(i, j))}
+            for a, b in ((i, j), (j, i)):
+                info = (V1 + "box-key").encode() + u16(a) + u16(b) + public(self.box_keys[a]) + public(self.box_keys[b])
+                found[i, j][f"box_{a}_{b}"] = hkdf(self.context, boxes, info)[:16]
+        return found
+
+    def edge(self, i: int, j: int) -> dict[str, bytes]:
+        return self.pairs[min(i, j), max(i, j)]
+
+    def advertise(self) -> None:
+        self.adverts = {
+            i: self.signed_by(10, i) + public(self.mask_keys[i]) + public(self.box_keys[i])
+            + labelled_hash("seed-commitment", self.seeds[i]) + u32(10 + i)
+            for i in self.members
+        }  # fmt: skip
+        self.send("advertise_keys", "sign-advert", self.adverts, {})
+        request = head(30) + self.context + items([blob(self.adverts[i]) + self.signatures[i] for i in self.members])
+        self.ask("share_keys", dict.fromkeys(self.members, request))
+
+    def deal(self) -> None:
+        self.shares: dict[tuple[int, int, str], bytes] = {}
+        leaves: dict[int, list[bytes]] = {}
+        for i in self.members:
+            random_bytes = expand(f"messages/deal/{i}", 128)
+            higher = [int.from_bytes(random_bytes[at : at + 32], "little") % 2**255 for at in range(0, 128, 32)]
+            for kind, secret, coefficients in (("seed", self.seeds[i], higher[:2]), ("key", self.mask_keys[i], higher[2:])):
+                values = shares_of(int.from_bytes(secret, "little"), coefficients, [j + 1 for j in self.members])
+                for j, value in zip(self.members, values, strict=True):
+                    self.shares[i, j, kind] = bytes.fromhex(value)
+            leaves[i] = []
+            for j in self.members:
+                box = b""
+                if i != j:
+                    associated = (V1 + "box-key").encode() + self.context + u16(i) + u16(j)
+                    plain = self.shares[i, j, "seed"] + self.shares[i, j, "key"]
+                    box = AESGCM(self.edge(i, j)[f"box_{i}_{j}"]).encrypt(bytes(12), plain, associated)
+                hashes = [
+                    labelled_hash("share", self.context, u16(i), u16(j), kind.encode(), self.shares[i, j, kind]) for kind in ("seed", "key")
+                ]
+                leaves[i].append(u16(j) + blob(box) + b"".join(hashes) + (self.edge(i, j)["tag"] if i != j else bytes(32)))
+        trees = {i: [head(12) + leaf for leaf in leaves[i]] for i in self.members}
+        self.dealings = {i: self.signed_by(11, i) + merkle_hash(trees[i]) for i in self.members}
+        self.send("share_keys", "sign-dealing", self.dealings, {i: head(13) + items(leaves[i]) for i in self.members})
+        requests = {}
+        for j in self.members:
+            parts = [
+                u16(i) + merkle_hash(trees[i]) + self.signatures[i] + blob(trees[i][j] if i != j else b"")
+                + items(merkle_path(j, trees[i]) if i != j else [])
+                for i in self.members
+            ]  # fmt: skip
+            requests[j] = head(31) + self.context + items(parts) + items([])
+        self.ask("masked_input", requests)
+
+    def upload(self) -> None:
+        indexed = [[u16(i) + contents[i] for i in self.members] for contents in (self.adverts, self.dealings)]
+        everybody = b"".join(u16(i) for i in self.members)
+        self.base_view = labelled_hash(
+            "base-view",
+            self.context,
+            everybody,
+            labelled_hash("adverts", *indexed[0]),
+            everybody,
+            labelled_hash("dealings", *indexed[1]),
+            b"",
+        )
+        vectors = {}
+        for i in self.accepted:
+            total = [(x + m) % RING for x, m in zip(self.encoded[i], mask("self", self.seeds[i], self.context, 8), strict=True)]
+            for j in self.members:
+                if j != i:
+                    sign = 1 if i < j else -1
+                    total = [
+                        (x + sign * m) % RING for x, m in zip(total, mask("pair", self.edge(i, j)["seed"], self.context, 8), strict=True)
+                    ]
+            vectors[i] = struct.pack("<8I", *total)
+        hashes = {
+            i: hashlib.blake2b(u16(i) + vector, digest_size=32, key=self.context, person=b"fedsec-vector-v1").digest()
+            for i, vector in vectors.items()
+        }
+        self.inputs = {i: self.signed_by(14, i) + self.base_view + hashes[i] + items([]) for i in self.accepted}
+        self.send("masked_input", "sign-input", self.inputs, vectors)
+
+    def sketch(self) -> None:
+        nonce = expand("messages/nonce", 32)
+        leaves = {i: labelled_hash("input", self.inputs[i]) for i in self.accepted}
+        self.root = labelled_hash("inputs", self.context, *(u16(i) + leaves[i] for i in self.accepted))
+        self.group = labelled_hash("group", self.root)
+        self.matrix_seed = labelled_hash("sketch-seed", self.group, nonce)
+        self.view = labelled_hash("view", self.base_view, self.group, self.matrix_seed)
+        request = head(32) + self.context + items([u16(i) + leaves[i] for i in self.accepted]) + items([self.root]) + nonce
+        self.ask("sketch", dict.fromkeys(self.accepted, request))
+        self.matrix = [matrix_row(self.matrix_seed, row, 8) for row in range(8)]
+        self.commitments, contents, attachments = {}, {}, {}
+        for i in self.accepted:
+            values = struct.pack("<8i", *(sum(r * x for r, x in zip(row, self.encoded[i], strict=True)) for row in self.matrix))
+            salt = expand(f"messages/salt/{i}", 32)
+            self.commitments[i] = labelled_hash("sketch", self.context, u16(i), salt, values)
+            contents[i] = self.signed_by(15, i) + self.view + self.commitments[i]
+            attachments[i] = head(16) + salt + blob(values)
+        self.send("sketch", "sign-sketch", contents, attachments)
+
+    def agree(self) -> None:
+        members = [b"".join(u16(i) for i in chosen) for chosen in (self.accepted, self.rejected)]
+        self.agreement = labelled_hash("agreement", self.context, self.view, *members)
+        parts = [u16(i) + self.commitments[i] + self.signatures[i] for i in self.accepted]
+        self.sets = self.context + items(parts) + items([u16(i) for i in self.rejected])
+        self.ask("consistency_check", dict.fromkeys(self.accepted, head(33) + self.sets))
+        self.send("consistency_check", "sign-consent", {i: self.signed_by(17, i) + self.view + self.agreement for i in self.accepted}, {})
+
+    def unmask(self) -> None:
+        certificate = items([u16(i) + self.signatures[i] for i in self.accepted])
+        self.ask("unmask", dict.fromkeys(self.accepted, head(34) + self.sets + certificate))
+        contents = {}
+        for j in self.accepted:
+            released = [blob(self.shares[i, j, "seed" if i in self.accepted else "key"]) for i in self.members]
+            contents[j] = self.signed_by(18, j) + self.view + self.agreement + items(released)
+        self.send("unmask", "sign-shares", contents, {})
+
+    def blame(self) -> None:
+        self.ask("blame", dict.fromkeys(self.accepted, head(35) + self.context))
+        contents = {}
+        for i in self.accepted:
+            edges = []
+            for j in self.accepted:
+                if i != j:
+                    words = mask("pair", self.edge(i, j)["seed"], self.context, 8)
+                    values = [sum(r * w for r, w in zip(row, words, strict=True)) % RING for row in self.matrix]
+                    edges.append(u16(j) + blob(struct.pack("<8I", *values)))
+            contents[i] = self.signed_by(19, i) + self.view + self.agreement + items(edges)
+        self.send("blame", "sign-blame", contents, {})
+
+
+def messages() -> dict:
+    made = Round()
+    pairs = [{"pair": list(ends)} | {name: value.hex() for name, value in values.items()} for ends, values in made.pairs.items()]
+    inputs = {
+        "members": [f"client-{i}" for i in made.members], "weights": [10 + i for i in made.members], "encoded": made.encoded,
+        "join_randomness": [random_bytes.hex() for random_bytes in made.randomness],
+        "deal_randomness": [expand(f"messages/deal/{i}", 128).hex() for i in made.members],
+        "salts": [expand(f"messages/salt/{i}", 32).hex() for i in made.members], "nonce": expand("messages/nonce", 32).hex(),
+        "accepted": list(made.accepted), "rejected": made.rejected,
+    }  # fmt: skip
+    hashes = {
+        "context": made.context, "retry_digest": labelled_hash("retry", config_bytes(attempt=1, nonce_commitment=bytes(32).hex())),
+        "base_view": made.base_view, "input_root": made.root, "group_root": made.group, "matrix_seed": made.matrix_seed,
+        "view": made.view, "agreement": made.agreement,
+    }  # fmt: skip
+    return {
+        "comment": "one honest round of four; a signature is SHA-512 of 'stand-in', member and label, 0, message",
+        "config": CONFIG, "config_bytes": config_bytes().hex(), "inputs": inputs, "pairs": pairs,
+        "hashes": {name: value.hex() for name, value in hashes.items()}, "requests": made.requests, "messages": made.messages,
+    }  # fmt: skip
+
+
+def bad_messages() -> dict:
+    """Bytes that are no message; each differs from a good one in what its comment says."""
+    context, view = expand("bad/context", 32), expand("bad/view", 32)
+    signature, hash_ = expand("bad/signature", 64), expand("bad/hash", 32)
+    signed = context + u16(1)
+    advert = head(10) + signed + hash_ + hash_[::-1] + view + u32(7)
+    envelope = head(1) + blob(advert) + signature + blob(b"")
+    nan, minus_zero, infinity = (struct.pack(">d", value) for value in (float("nan"), -0.0, float("inf")))
+    good_scale = struct.pack(">d", CONFIG["scale"])
+    config = config_bytes()
+
+    def config_with(name: str, value: bytes) -> bytes:
+        """The CONFIG with the bytes of its only double of that kind replaced."""
+        old = good_scale if name == "scale" else struct.pack(">d", CONFIG["norm_slack"])
+        assert config.count(old) == 1
+        return config.replace(old, value)
+
+    def accepted(*members: int) -> bytes:
+        return items([u16(i) + hash_ + signature for i in members])
+
+    def ids(*members: int) -> bytes:
+        return items([u16(i) for i in members])
+
+    leaf = u16(0) + blob(bytes(80)) + hash_ * 3
+    dealt = u16(0) + hash_ + signature + blob(head(12) + leaf) + items([hash_, hash_])
+    inputs = items([u16(0) + hash_, u16(1) + hash_])
+    shares = head(18) + signed + view + hash_
+    values = head(19) + signed + view + hash_
+    cases = [
+        ("empty", "Advert", b"", "no bytes"),
+        ("other_magic", "Advert", b"fsb\x01" + advert[4:], "another protocol"),
+        ("other_version", "Advert", b"fsa\x02" + advert[4:], "another wire version"),
+        ("other_type", "Advert", head(11) + advert[5:], "a dealing's type"),
+        ("statement_as_envelope", "Envelope", advert, "content without its envelope"),
+        ("cut", "Advert", advert[:-1], "a byte too few"),
+        ("trailing", "Advert", advert + b"\0", "a byte too many"),
+        ("twice", "Advert", advert * 2, "two records"),
+        ("envelope_claims_4_gib", "Envelope", head(1) + b"\xff" * 4 + advert, "a length that is not there"),
+        ("envelope_content_over_limit", "Envelope", head(1) + u32(2**21 + 1) + bytes(64), "a length over the limit of contents"),
+        ("envelope_without_attachment", "Envelope", envelope[:-4], "no length of the attachment"),
+        ("envelope_trailing", "Envelope", envelope + b"\0", "a byte after the attachment"),
+        ("leaf_box_over_limit", "DealtLeaf", head(12) + u16(0) + blob(bytes(81)) + hash_ * 3, "a box has at most 80 bytes"),
+        ("leaves_claim_more", "DealtLeaves", head(13) + u16(2) + leaf, "two leaves claimed, one there"),
+        ("input_disputes_twice", "Input", head(14) + signed + view + hash_ + ids(2, 2), "one dealer disputed twice"),
+        ("input_disputes_unordered", "Input", head(14) + signed + view + hash_ + ids(3, 2), "not increasing"),
+        ("share_of_31_bytes", "Shares", shares + items([blob(bytes(31))]), "a share is whole or absent"),
+        ("share_of_33_bytes", "Shares", shares + items([blob(bytes(33))]), "over the limit"),
+        ("values_of_a_peer_twice", "BlameValues", values + items([u16(2) + blob(bytes(32))] * 2), "two values for one edge"),
+        ("values_unordered", "BlameValues", values + items([u16(3) + blob(b""), u16(2) + blob(b"")]), "not increasing"),
+        ("dealers_unordered", "MaskedInputRequest", head(31) + context + items([dealt.replace(u16(0), u16(9), 1), dealt]) + items([]), "not increasing"),
+        ("dealer_twice", "MaskedInputRequest", head(31) + context + items([dealt, dealt]) + items([]), "one dealer twice"),
+        ("removed_edge_backwards", "MaskedInputRequest", head(31) + context + items([dealt]) + items([u16(2) + u16(1)]), "high end first"),
+        ("removed_loop", "MaskedInputRequest", head(31) + context + items([dealt]) + items([u16(2) + u16(2)]), "an edge of one end"),
+        ("removed_twice", "MaskedInputRequest", head(31) + context + items([dealt]) + items([u16(1) + u16(2)] * 2), "one edge twice"),
+        ("removed_unordered", "MaskedInputRequest", head(31) + context + items([dealt]) + items([u16(1) + u16(3), u16(1) + u16(2)]), "not increasing"),
+        ("path_over_limit", "MaskedInputRequest", head(31) + context + items([u16(0) + hash_ + signature + blob(b"") + items([hash_] * 17)]) + items([]), "17 nodes"),
+        ("inputs_unordered", "SketchRequest", head(32) + context + items([u16(1) + hash_, u16(0) + hash_]) + items([hash_]) + hash_, "not increasing"),
+        ("nonce_short", "SketchRequest", head(32) + context + inputs + items([hash_]) + hash_[:-1], "31 bytes of nonce"),
+        ("accepted_twice", "ConsistencyRequest", head(33) + context + accepted(1, 1) + ids(2), "one member twice in A"),
+        ("accepted_unordered", "ConsistencyRequest", head(33) + context + accepted(1, 0) + ids(2), "not increasing"),
+        ("rejected_twice", "ConsistencyRequest", head(33) + context + accepted(0, 1) + ids(2, 2), "one member twice in D"),
+        ("rejected_over_limit", "ConsistencyRequest", head(33) + context + accepted(0) + ids(*range(1025)), "more members than a cohort has"),
+        ("signer_twice", "UnmaskRequest", head(34) + context + accepted(0, 1) + ids(2) + items([u16(0) + signature] * 2), "one signer counted twice"),
+        ("unmask_accepted_twice", "UnmaskRequest", head(34) + context + accepted(0, 0) + ids(2) + items([u16(0) + signature]), "as in stage 5"),
+        ("unmask_without_certificate", "UnmaskRequest", head(34) + context + accepted(0, 1) + ids(2), "no count of signers"),
+        ("config_nan", "RoundConfig", config_with("scale", nan), "a scale that is no number"),
+        ("config_minus_zero", "RoundConfig", config_with("scale", minus_zero), "minus zero has no encoding"),
+        ("config_infinity", "RoundConfig", config_with("norm_slack", infinity), "an infinite slack"),
+        ("config_threshold_lowered", "RoundConfig", config_bytes(threshold=2), "t does not follow from N and c"),
+        ("config_nobody_corrupt", "RoundConfig", config_bytes(num_corrupt=0), "c = 0"),
+        ("config_sum_over_one", "RoundConfig", config_bytes(minimum_accepted=2), "a_min = c + 1"),
+        ("config_cohort_out_of_range", "RoundConfig", config_bytes(cohort=1), "cohort 1 of 1"),
+        ("config_third_attempt", "RoundConfig", config_bytes(attempt=3), "past the cap"),
+        ("config_round_zero", "RoundConfig", config_bytes(server_round=0), "rounds count from 1"),
+        ("config_seven_rows", "RoundConfig", config_bytes(num_rows=7), "rows come in groups of eight"),
+        ("config_could_wrap", "RoundConfig", config_bytes(norm_bound=2**28), "2·n·L = 2**31"),
+        ("config_newline", "RoundConfig", config_bytes(run_id="run\n1"), "not printable"),
+        ("config_no_run", "RoundConfig", config_bytes(run_id=""), "empty text"),
+        ("config_not_utf8", "RoundConfig", config.replace("ä".encode(), b"\xc3\x28"), "not UTF-8"),
+        ("config_overlong_utf8", "RoundConfig", config.replace("ä".encode(), b"\xc1\xa1"), "an overlong form of a letter"),
+    ]  # fmt: skip
+    return {"messages": [{"id": name, "kind": kind, "why": why, "bytes": data.hex()} for name, kind, data, why in cases]}
+
+
 FILES = {
     "secagg_fixedpoint.json": fixedpoint,
     "secagg_bad_fixedpoint.json": bad_fixedpoint,
@@ -401,6 +766,8 @@ FILES = {
     "secagg_masking.json": masking,
     "secagg_sketch.json": sketch,
     "secagg_bad_sketch.json": bad_sketch,
+    "secagg_messages.json": messages,
+    "secagg_bad_messages.json": bad_messages,
 }
 
 

@@ -1,0 +1,1 @@
+"""The default plan over five seeds, with and without privacy."""
