@@ -122,14 +122,14 @@ class Call:
         """How R is made: once a process in simulations."""
         return _shared_matrix if isinstance(self.client, SimulatedClient) else plain_matrix
 
-    def phase(self, *kinds: type[P]) -> P:
+    def phase(self, store: ClientStore, *kinds: type[P]) -> P:
         """This client's phase, which must be one of ``kinds``, in the run and round of the request.
 
         Raises:
             PeerError: it is another, or was lost: this client sits the round out.
         """
         record = self.context.state.config_records.get(_STATE)
-        kind, data = (record["kind"], record["data"]) if record is not None else (None, b"")
+        kind, data = (record["kind"], record["data"]) if record is not None else store.protocol.phase(self.request.run_id) or (None, b"")
         found = _PHASES.get(kind) if isinstance(kind, int) else None
         if found not in kinds or not isinstance(data, bytes):
             raise PeerError("server", str(self.message.metadata.message_type), "this client is not in the phase that the request is for")
@@ -139,6 +139,15 @@ class Call:
     def keep(self, phase: Record) -> None:
         """Be in ``phase`` from now on."""
         self.context.state[_STATE] = ConfigRecord({"kind": phase.TYPE, "data": phase.encode()})
+
+    def to_reply(self, ctx: bytes, stage: str, request_hash: bytes, data: bytes, phase: Record) -> Reply:
+        """What the store keeps of an answer.
+
+        A simulated client's phase goes along: where a simulation is resumed, its nodes are new processes, as no SuperNode would be. Its
+        secrets protect nobody. At the edge the phase is in memory only.
+        """
+        kept = (phase.TYPE, phase.encode()) if isinstance(self.client, SimulatedClient) else None
+        return Reply(context=ctx, stage=stage, request_hash=request_hash, data=data, phase=kept)
 
     def reply(self, body: bytes) -> Message:
         """The answer to this request."""
@@ -198,7 +207,7 @@ def answer_advertise_keys(message: Message, context: Context) -> Message:
             retry=config.retry_digest(),
             commitment=config.nonce_commitment,
         )
-        store.protocol.join(attempt, Reply(context=ctx, stage=Phase.ADVERTISE_KEYS, request_hash=ctx, data=data))
+        store.protocol.join(attempt, call.to_reply(ctx, Phase.ADVERTISE_KEYS, ctx, data, phase))
     call.keep(phase)
     return call.reply(data)
 
@@ -303,8 +312,8 @@ def run_stage(
     with open_store(call.client, call.request) as store:
         if (known := store.protocol.known_reply(ctx, name, request_hash)) is not None:
             return call.reply(known)
-        phase, data = step(call, call.phase(*kinds), store)
-        store.protocol.store_reply(Reply(context=ctx, stage=name, request_hash=request_hash, data=data), unmask=unmask)
+        phase, data = step(call, call.phase(store, *kinds), store)
+        store.protocol.store_reply(call.to_reply(ctx, name, request_hash, data, phase), unmask=unmask)
     call.keep(phase)
     return call.reply(data)
 

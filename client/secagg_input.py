@@ -17,7 +17,6 @@ from client.requests import check_model_hash, open_store, round_key_of, run_term
 from client.rounds import train_update
 from client.secagg import Call, address_of
 from client.settings import policy_of
-from fedsec.clientstore.protocol import Reply
 from fedsec.clientstore.store import Answered, Charged, ClientStore, RoundQuestion
 from fedsec.errors import PeerError
 from fedsec.flower import records
@@ -43,7 +42,7 @@ def answer_masked_input(message: Message, context: Context) -> Message:
     with open_store(call.client, call.request) as store:
         if (known := store.protocol.known_reply(ctx, name, request_hash)) is not None:
             return call.reply(known)
-        ready = call.phase(Dealt).accept_dealings(call.body, verify=call.verify)
+        ready = call.phase(store, Dealt).accept_dealings(call.body, verify=call.verify)
         _, arrays = records.read_request(message)
         _check_model(call, ready, arrays)
         data = local_data(call.plan, call.client)
@@ -51,7 +50,8 @@ def answer_masked_input(message: Message, context: Context) -> Message:
         ticket = store.begin_round(
             question,
             spend=spend_of(call.plan, call.request),
-            round_key=round_key_of(call.client, call.plan, call.request),
+            # One training a round: in a simulation its key is the same for all attempts, so that a resumed run gives the same model.
+            round_key=round_key_of(call.client, call.plan, call.request.with_attempt(1)),
             epsilon_cap=policy_of(call.client, call.plan).epsilon_cap,
             delta=min(policy_of(call.client, call.plan).delta, call.plan.privacy.delta),
             dataset_fingerprint=data.fingerprint,
@@ -62,11 +62,11 @@ def answer_masked_input(message: Message, context: Context) -> Message:
         if isinstance(ticket, Answered):
             encoded = np.frombuffer(ticket.answer, dtype="<i4").astype(np.int32, copy=False)
             phase, body = ready.upload(encoded, signer=call.credentials.signer)
-            store.protocol.store_upload(Reply(context=ctx, stage=name, request_hash=request_hash, data=body), num_rows=num_rows)
+            store.protocol.store_upload(call.to_reply(ctx, name, request_hash, body, phase), num_rows=num_rows)
         else:
             encoded, personal = _trained(call, ready, arrays, data, store, ticket)
             phase, body = ready.upload(encoded, signer=call.credentials.signer)
-            reply = Reply(context=ctx, stage=name, request_hash=request_hash, data=body)
+            reply = call.to_reply(ctx, name, request_hash, body, phase)
             store.finish_round(
                 question,
                 encoded.astype("<i4", copy=False).tobytes(),

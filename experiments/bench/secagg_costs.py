@@ -57,13 +57,15 @@ def draw(costs: Sequence[RoundCost]) -> bytes:
         axis.xaxis.set_major_formatter(ScalarFormatter())
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.1 * max(value(cost) for cost in costs if both or not cost.memoised))
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
     for axis in axes[1]:
         axis.set_xlabel("clients, in cohorts of up to 64")
     axes[0][2].legend(fontsize=8)
-    figure.suptitle(f"One round of secure aggregation, {costs[0].dimension:,} parameters, a tenth of the clients lost on the way", fontsize=11)
+    figure.suptitle(
+        f"One round of secure aggregation, {costs[0].dimension:,} parameters, a tenth of the clients lost on the way", fontsize=11
+    )
     made = io.BytesIO()
     figure.savefig(made, format="png", dpi=110)
     plt.close(figure)

@@ -57,12 +57,14 @@ class Reply:
         stage: phase, with the peer's index for BLAME_OPEN.
         request_hash: of the request's canonical content.
         data: what is sent.
+        phase: kind and bytes of the machine's next phase, to keep in the same commit; None where it lives in memory only.
     """
 
     context: bytes
     stage: str
     request_hash: bytes
     data: bytes = field(repr=False)
+    phase: tuple[int, bytes] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +185,12 @@ class ProtocolRecords:
             raise LocalProtocolError("UNMASK of this round was answered before")
         connection.execute("UPDATE attempts SET unmasked = 1 WHERE context = ?", (context,))
 
+    def phase(self, run_id: str) -> tuple[int, bytes] | None:
+        """The phase kept of a run, if any."""
+        with database_errors(self._folder):
+            row = self._connection.execute("SELECT kind, data FROM phases WHERE run_id = ?", (run_id,)).fetchone()
+        return (int(row[0]), bytes(row[1])) if row is not None else None
+
     def sketch_rows(self) -> int:
         """Sketch rows charged so far, over all runs: aborted rounds included."""
         with database_errors(self._folder):
@@ -224,6 +232,10 @@ def _insert(connection: sqlite3.Connection, reply: Reply) -> None:
         connection.execute("INSERT INTO outbox VALUES (?, ?, ?, ?)", (reply.context, reply.stage, reply.request_hash, reply.data))
     except sqlite3.IntegrityError:
         raise LocalProtocolError(f"stage {reply.stage} was answered before") from None
+    if reply.phase is not None:
+        connection.execute(
+            "INSERT OR REPLACE INTO phases SELECT run_id, ?, ? FROM attempts WHERE context = ?", (*reply.phase, reply.context)
+        )
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """What the server must remember of a round under way, so that a restart never continues an attempt, nor opens a nonce twice.
 
 1. Written before the step that it speaks of: an attempt before its CONFIG leaves, "unmasking" before the first UNMASK request.
-2. After a restart an attempt that was begun is over. The round is tried again as the next attempt, unless UNMASK had been asked for or the
-   attempts are used up: then the round is lost, and the next one follows.
+2. After a restart an attempt that was begun is over. The round is tried again as the next attempt, unless UNMASK had been asked for: then what
+   was saved before is opened (``saved.py``). Where that is missing, or the attempts are used up, the round is lost, and the next one follows.
 3. Members that were named stay out of the run; those of an unresolved edge sit out for a while.
 
 Source: design note SECAGG, "Attempts"; decision 0010, findings 3 and 5.
@@ -66,6 +66,10 @@ class Journal:
         if self.server_round != server_round:
             return 1
         return None if self.unmasking or self.attempt >= attempts else self.attempt + 1
+
+    def is_unmasking(self, server_round: int) -> bool:
+        """Whether UNMASK was asked for in the last attempt at a round."""
+        return self.server_round == server_round and self.unmasking
 
     def begin(self, server_round: int, attempt: int, now_s: int) -> None:
         """Before CONFIG leaves."""

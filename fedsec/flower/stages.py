@@ -29,6 +29,7 @@ from fedsec.flower.exchange import exchange
 from fedsec.flower.journal import Journal
 from fedsec.flower.records import RoundRequest
 from fedsec.flower.roster import Membership
+from fedsec.flower.saved import load_group, save_group
 from fedsec.flower.secure_records import STAGES, make_stage_request, read_reply, stage_type
 from fedsec.flower.tally import Tally
 from fedsec.plan.model import Plan
@@ -96,6 +97,7 @@ class SecureRounds:
         journal: see there.
         log: the transparency log.
         evidence_dir: where evidence is kept.
+        saved_path: where a group is saved before UNMASK.
         fixed_points: encoding by cohort size.
         weight_limit: largest weight that a client may declare.
         stop: set to end the wait.
@@ -111,6 +113,7 @@ class SecureRounds:
     journal: Journal
     log: TransparencyLog
     evidence_dir: Path
+    saved_path: Path
     fixed_points: Mapping[int, FixedPoint]
     weight_limit: int
     stop: threading.Event
@@ -132,8 +135,8 @@ class SecureRounds:
         tally = Tally()
         server_round = given.request.server_round
         attempt = self.journal.next_attempt(server_round, self.plan.secagg.attempts)
+        results = self._finish_saved(given, nodes, tally) if self.journal.is_unmasking(server_round) else {}
         waiting = set(range(len(self.membership.cohorts)))
-        results: dict[int, Opened | None] = {}
         while attempt is not None and waiting:
             self.journal.begin(server_round, attempt, self.now_s())
             group = self._group(given, attempt, waiting)
@@ -149,6 +152,19 @@ class SecureRounds:
             attempt = attempt + 1 if attempt < self.plan.secagg.attempts and waiting else None
             tally.attempts += 1
         return self._outcome(results, tally)
+
+    def _finish_saved(self, given: RoundInput, nodes: Mapping[str, int], tally: Tally) -> dict[int, Opened | None]:
+        """Open what a server that died in UNMASK had saved; the same request gets the same answers."""
+        group = load_group(self.saved_path, lambda number: self.membership.cohorts[number], self.verify)
+        results: dict[int, Opened | None] = {}
+        if group is None or any(cohort.config.server_round != given.request.server_round for cohort in group.cohorts.values()):
+            return results
+        self._ask(group, Phase.UNMASK, given, nodes, tally)
+        group.close_phase()
+        for number, cohort in group.cohorts.items():
+            results[number] = self._open(cohort, nodes, given, tally)
+        tally.attempts = self.journal.attempt
+        return results
 
     # --- One attempt ------------------------------------------------------------------------------------------------------------
 
@@ -202,6 +218,7 @@ class SecureRounds:
             if not group.running():
                 break
             if phase is Phase.UNMASK:
+                save_group(self.saved_path, group)
                 self.journal.begin_unmasking()
                 unmasked = set(group.running())
             started = time.perf_counter()

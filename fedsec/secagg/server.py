@@ -64,7 +64,6 @@ from fedsec.secagg.views import (
 )
 from fedsec.signing import Verify
 
-
 LEAF_BYTES = 2 + 4 + BOX_BYTES + 3 * DIGEST_BYTES
 SHARE_BYTES = 4 + SECRET_BYTES
 """What one more member adds to a message: a dealt leaf, a share."""

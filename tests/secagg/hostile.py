@@ -645,7 +645,8 @@ class _Soak:
         """What BLAME owes to the honest members that answered, and that opened their edges."""
         if set(outcome.silent) & set(answered):
             raise Broken(f"of honest members {sorted(answered)}, who answered, {outcome.silent} are held for silent")
-        unopened = [pair for pair in server.disputes if not set(self.out.named) & set(pair)]
+        named = {one.index for one in outcome.named}
+        unopened = [pair for pair in server.disputes if not named & set(pair)]
         if any(set(pair) & set(opened) for pair in unopened):
             raise Broken(f"an honest end opened its edge, and nobody of {unopened} is named")
         if not (outcome.silent or unopened or outcome.named or outcome.wrapped):

@@ -40,7 +40,7 @@ from fedsec.secagg.messages import (
     SketchRequest,
     UnmaskRequest,
 )
-from fedsec.secagg.server import SketchMade, Uploaded
+from fedsec.secagg.server import Dealt, SketchMade, Uploaded
 from fedsec.secagg.shamir import PRIME
 from fedsec.secagg.views import agreement_digest, input_root
 
@@ -327,6 +327,11 @@ def test_a_member_opens_at_most_c_edges_and_none_to_silence_or_to_an_equal_value
     part = SignedPart(content=signed.content, signature=signed.signature)
     with pytest.raises(PeerError, match="no differing value"):
         ask(fed.states[0], hostile.OpenEdgeRequest(context=fed.config.context(), peer_values=part).encode())
+    for change in ({"view": bytes(32)}, {"agreement": bytes(32)}):  # true signatures, of another view of the round
+        signed = Envelope.decode(fed.sign(1, replace(blame.values[1][0], **change)))
+        part = SignedPart(content=signed.content, signature=signed.signature)
+        with pytest.raises(PeerError, match="another view"):
+            ask(fed.states[0], hostile.OpenEdgeRequest(context=fed.config.context(), peer_values=part).encode())
     state, _ = ask(fed.states[0], hostile.open_request(blame, 1))
     ask(state, hostile.open_request(blame, 1))  # the same one again
     with pytest.raises(PeerError, match="opened before"):
@@ -405,6 +410,20 @@ def test_too_small_a_u2_and_one_of_members_that_never_advertised(at):
     swapped = list(request.dealt)  # member 3's leaf in member 4's place
     swapped[4] = replace(swapped[4], leaf=swapped[3].leaf, path=swapped[3].path)
     refuses(fed, Phase.MASKED_INPUT, 0, replace(request, dealt=tuple(swapped)).encode(), "leaf")
+
+
+def test_a_colluding_dealer_puts_a_leaf_for_another_receiver_in_the_victims_place():
+    fed = Federation(num_clients=5, name="misplaced").run(Phase.SHARE_KEYS)
+    hostile.answer_all(fed)
+    leaves = hostile.DealtLeaves.decode(hostile.said(fed, Phase.SHARE_KEYS, 4, hostile.Dealing)[1]).leaves
+    hostile.deal(fed, 4, lambda leaf: replace(leaf, receiver=1) if leaf.receiver == 0 else None)
+    assert list(hostile.deliver_all(fed)) == [4]  # an honest server drops it
+    envelope = Envelope.decode(fed.messages[Phase.SHARE_KEYS][4])
+    placed = dict(enumerate(hostile.DealtLeaves.decode(envelope.attachment).leaves))
+    fed.server.dealings[4] = Dealt(envelope=envelope, statement=hostile.Dealing.decode(envelope.content), leaves=placed)
+    fed.advance()
+    assert placed[0].box == leaves[0].box
+    refuses(fed, Phase.MASKED_INPUT, 0, fed.requests[Phase.MASKED_INPUT][0], "another receiver")
 
 
 @pytest.fixture(scope="module")
@@ -606,6 +625,21 @@ def test_certificates_that_do_not_certify(at, story):
         case "empty":
             c = []
     refuses(fed, Phase.UNMASK, 0, forge(request, certificate=tuple(c), **sets).encode())
+
+
+def test_a_true_certificate_for_other_sets_than_the_member_signed(at):
+    # It takes more liars than c, or members that were restored from a snapshot; who still remembers helps to none of it.
+    fed = at(Phase.CONSISTENCY_CHECK)
+    agreed = ConsistencyRequest.decode(fed.requests[Phase.CONSISTENCY_CHECK][0])
+    other = replace(agreed, accepted=agreed.accepted[:4], rejected=(4,))
+    certificate = tuple(
+        MemberSignature(sender=index, signature=Envelope.decode(fed.step(Phase.CONSISTENCY_CHECK, index, other.encode())[1]).signature)
+        for index in range(1, 5)
+    )
+    request = UnmaskRequest(context=other.context, accepted=other.accepted, rejected=other.rejected, certificate=certificate)
+    fed.step(Phase.UNMASK, 0, request.encode())  # who signed nothing follows the certificate
+    fed.answer(0)
+    refuses(fed, Phase.UNMASK, 0, request.encode(), "other sets")
 
 
 def test_the_server_collects_consent_for_two_sets(at):
