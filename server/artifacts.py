@@ -9,7 +9,7 @@ import numpy as np
 
 from fedsec.data.federated import FederatedData
 from fedsec.files import atomic_write_bytes
-from fedsec.report import plots, tables
+from fedsec.report import plots, secure, tables
 from fedsec.results import RunResult
 from fedsec.vectors import FloatArray
 
@@ -28,6 +28,9 @@ def write_artifacts(folder: Path, result: RunResult, model: Mapping[str, FloatAr
     owners = data.dataset.group_names if len(data.dataset.group_names) == len(data.train_parts) else ()
     histogram = data.histogram()
     plots.plot_label_skew(histogram, data.dataset.class_names, folder / "label_skew.png", client_names=owners)
+    if any(row.secagg is not None for row in result.rows):
+        secure.write_secagg_csv(folder / "secagg.csv", result.rows)
+        secure.plot_secagg(result, folder / "secagg.png")
     if result.rows:
         plots.plot_accuracy_and_epsilon(result, folder / "accuracy_and_epsilon.png")
         plots.plot_recall(result, folder / "recall.png")

@@ -209,6 +209,10 @@ class RunProgress:
             self._epsilon(row),
             f"{row.num_valid}/{row.num_selected} clients",
         ]
+        if row.secagg is not None:
+            parts.append(
+                "sum opened" if row.secagg.all_held else "sum NOT opened" if not row.secagg.num_accepted else "not all sums opened"
+            )
         if row.rejected:
             parts.append(f"{len(row.rejected)} rejected")
         parts.append(text.duration(row.seconds))

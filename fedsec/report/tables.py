@@ -171,6 +171,8 @@ def result_table(result: RunResult) -> Group:
 
 
 def _result_lines(result: RunResult) -> list[tuple[str, Text]]:
+    from fedsec.report.secure import secure_lines  # noqa: PLC0415 - it writes tables itself
+
     accuracy = Text(text.percent(result.accuracy), style="bold green")
     if result.majority_accuracy is not None:
         accuracy.append(f"  (always the commonest class: {text.percent(result.majority_accuracy)})", style="not bold default")
@@ -185,6 +187,7 @@ def _result_lines(result: RunResult) -> list[tuple[str, Text]]:
             ("", Text(f"RDP accountant: ε = {text.epsilon(spent.rdp)}; noise multiplier σ = {text.decimal(spent.noise_multiplier)}"))
         )
         lines.append(("randomness", Text(text.printable(result.randomness))))
+    lines += [(name, Text(line, style="bold green" if good else "yellow")) for name, line, good in secure_lines(result)]
     lines.append(("run", Text(f"{who_and_how_long(result)}, engine {text.printable(result.engine)}")))
     rejected = sum(len(row.rejected) for row in result.rows)
     dropped = sum(row.num_dropped for row in result.rows)
@@ -216,7 +219,8 @@ def _site_summary(sites: dict[str, float], most: int = 6) -> str:
 
 def _traffic(rows: Sequence[RoundRow]) -> str:
     up, down = sum(row.bytes_up for row in rows), sum(row.bytes_down for row in rows)
-    return f"{text.byte_size(up)} up, {text.byte_size(down)} down (model bytes, all clients)"
+    counted = "protocol and model" if any(row.secagg is not None for row in rows) else "model bytes"
+    return f"{text.byte_size(up)} up, {text.byte_size(down)} down ({counted}, all clients)"
 
 
 def comparison_table(results: Sequence[RunResult]) -> Table:
