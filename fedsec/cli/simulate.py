@@ -130,12 +130,19 @@ def _run(plan: Plan, folder: RunFolder, *, engine: EngineName, workers: int | No
 
 
 def _faults(plan: Plan) -> FaultPlan | None:
-    """Clients that vanish at random while they should train, the same ones on every run of the plan."""
+    """Clients that vanish at random while they should train, or in any stage of the protocol; the same ones on every run of the plan."""
     from fedsec.flower.records import TRAIN
+    from fedsec.flower.secure_records import STAGES, stage_type
     from fedsec.sim.faults import FaultPlan
 
     rate = plan.federation.dropout
-    return FaultPlan.random(rate=rate, seed=plan.federation.seed, message_types=(TRAIN,)) if rate else None
+    types: tuple[str, ...] = (TRAIN,)
+    if not rate:
+        return None
+    if plan.secagg.enabled:
+        types = tuple(stage_type(stage) for stage in STAGES)
+        rate = 1 - (1 - rate) ** (1 / len(types))  # of a round, spread evenly over its stages
+    return FaultPlan.random(rate=rate, seed=plan.federation.seed, message_types=types)
 
 
 @contextlib.contextmanager

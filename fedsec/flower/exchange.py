@@ -22,6 +22,12 @@ class StopRequested(Exception):  # noqa: N818 - not an error: someone asked the 
     """The run was asked to stop while it waited for replies."""
 
 
+def _never_answered(grid: Grid, message_ids: set[str]) -> set[str]:
+    """Messages that a simulation lost on purpose: the deadline would pass without them, so nobody needs to sit it out."""
+    known = getattr(grid, "never_answered", None)
+    return known(message_ids) if known is not None else set()
+
+
 def exchange(
     grid: Grid,
     messages: Iterable[Message],
@@ -55,7 +61,7 @@ def exchange(
             on_answers(len(replies), asked)
         if stop.is_set():
             raise StopRequested
-        if not waiting or time.monotonic() >= deadline:
+        if not waiting or time.monotonic() >= deadline or waiting <= _never_answered(grid, waiting):
             break
         pause = FIRST_POLL_S if arrived else min(pause * BACK_OFF, LONGEST_POLL_S)
         stop.wait(min(pause, max(0.0, deadline - time.monotonic())))

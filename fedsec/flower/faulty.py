@@ -107,6 +107,10 @@ class FaultyGrid(WaitingGrid):
         replies += [self._held.pop(message_id)[1] for message_id in due]
         return replies + self._expired(wanted)
 
+    def never_answered(self, message_ids: Collection[str]) -> set[str]:
+        """Those of ``message_ids`` that the rule lost for good."""
+        return set(message_ids) & self._silent.keys()
+
     def _expired(self, wanted: set[str]) -> list[Message]:
         now = time.time()
         gone = [message_id for message_id, expiry in self._silent.items() if expiry < now and message_id in wanted]
