@@ -136,17 +136,17 @@ class Call:
         phase: P = found.decode(data)
         return phase
 
-    def keep(self, phase: Record) -> None:
-        """Be in ``phase`` from now on."""
-        self.context.state[_STATE] = ConfigRecord({"kind": phase.TYPE, "data": phase.encode()})
+    def keep(self, phase: tuple[int, bytes]) -> None:
+        """Be in a phase, given as kind and bytes, from now on."""
+        self.context.state[_STATE] = ConfigRecord({"kind": phase[0], "data": phase[1]})
 
-    def to_reply(self, ctx: bytes, stage: str, request_hash: bytes, data: bytes, phase: Record) -> Reply:
+    def to_reply(self, ctx: bytes, stage: str, request_hash: bytes, data: bytes, phase: tuple[int, bytes]) -> Reply:
         """What the store keeps of an answer.
 
         A simulated client's phase goes along: where a simulation is resumed, its nodes are new processes, as no SuperNode would be. Its
         secrets protect nobody. At the edge the phase is in memory only.
         """
-        kept = (phase.TYPE, phase.encode()) if isinstance(self.client, SimulatedClient) else None
+        kept = phase if isinstance(self.client, SimulatedClient) else None
         return Reply(context=ctx, stage=stage, request_hash=request_hash, data=data, phase=kept)
 
     def reply(self, body: bytes) -> Message:
@@ -157,6 +157,11 @@ class Call:
 @lru_cache(maxsize=1)
 def _shared_matrix(seed: bytes, num_rows: int, dimension: int) -> SketchMatrix:
     return SketchMatrix(seed=seed, num_rows=num_rows, dimension=dimension, keep=True)
+
+
+def stored_form(phase: Record) -> tuple[int, bytes]:
+    """Kind and bytes of a phase."""
+    return phase.TYPE, phase.encode()
 
 
 def answer_roster(message: Message, context: Context) -> Message:
@@ -190,7 +195,7 @@ def answer_advertise_keys(message: Message, context: Context) -> Message:
             return call.reply(known)
         _check_config(call, config, kept, cohort)
         policy = policy_of(call.client, call.plan).local_policy(is_private=call.plan.is_private)
-        phase, data = join(
+        advertised, data = join(
             config,
             cohort.members,
             cohort.index,
@@ -207,6 +212,7 @@ def answer_advertise_keys(message: Message, context: Context) -> Message:
             retry=config.retry_digest(),
             commitment=config.nonce_commitment,
         )
+        phase = stored_form(advertised)
         store.protocol.join(attempt, call.to_reply(ctx, Phase.ADVERTISE_KEYS, ctx, data, phase))
     call.keep(phase)
     return call.reply(data)
@@ -312,7 +318,8 @@ def run_stage(
     with open_store(call.client, call.request) as store:
         if (known := store.protocol.known_reply(ctx, name, request_hash)) is not None:
             return call.reply(known)
-        phase, data = step(call, call.phase(store, *kinds), store)
+        stepped, data = step(call, call.phase(store, *kinds), store)
+        phase = stored_form(stepped)
         store.protocol.store_reply(call.to_reply(ctx, name, request_hash, data, phase), unmask=unmask)
     call.keep(phase)
     return call.reply(data)

@@ -15,7 +15,7 @@ from flwr.app import Context, Message
 from client.localdata import LocalData, local_data
 from client.requests import check_model_hash, open_store, round_key_of, run_terms, spend_of
 from client.rounds import train_update
-from client.secagg import Call, address_of
+from client.secagg import Call, address_of, stored_form
 from client.settings import policy_of
 from fedsec.clientstore.store import Answered, Charged, ClientStore, RoundQuestion
 from fedsec.errors import PeerError
@@ -61,11 +61,13 @@ def answer_masked_input(message: Message, context: Context) -> Message:
         num_rows = ready.seat.config.num_rows
         if isinstance(ticket, Answered):
             encoded = np.frombuffer(ticket.answer, dtype="<i4").astype(np.int32, copy=False)
-            phase, body = ready.upload(encoded, signer=call.credentials.signer)
+            uploaded, body = ready.upload(encoded, signer=call.credentials.signer)
+            phase = stored_form(uploaded)
             store.protocol.store_upload(call.to_reply(ctx, name, request_hash, body, phase), num_rows=num_rows)
         else:
             encoded, personal = _trained(call, ready, arrays, data, store, ticket)
-            phase, body = ready.upload(encoded, signer=call.credentials.signer)
+            uploaded, body = ready.upload(encoded, signer=call.credentials.signer)
+            phase = stored_form(uploaded)
             reply = call.to_reply(ctx, name, request_hash, body, phase)
             store.finish_round(
                 question,

@@ -49,7 +49,8 @@ def connect(path: Path, *, durable: bool) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = DELETE" if durable else "PRAGMA journal_mode = TRUNCATE")
         connection.execute("PRAGMA synchronous = FULL" if durable else "PRAGMA synchronous = OFF")
         connection.execute("PRAGMA trusted_schema = OFF")
-        connection.executescript(_TABLES)
+        if connection.execute("PRAGMA user_version").fetchone()[0] != int(SCHEMA_VERSION):  # each opening would parse the whole schema
+            connection.executescript(f"{_TABLES} PRAGMA user_version = {SCHEMA_VERSION};")
     except sqlite3.Error as error:
         raise StorageError(f"{path} cannot be used: {error}; restore it from a copy with its anchor") from error
     return connection
