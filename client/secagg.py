@@ -13,6 +13,7 @@ The stage that trains is in ``client/secagg_input.py``: it alone imports torch.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -237,6 +238,7 @@ def _check_config(call: Call, config: RoundConfig, kept: KeptRoster, cohort: Kep
         ((config.num_rows, config.norm_slack, config.rule), (secagg.sketch_rows, secagg.norm_slack, call.plan.robust.rule), "rule"),
         (config.attempt <= secagg.attempts, True, "attempt"),
         (cohort.not_before_s <= config.time_s <= cohort.not_after_s, True, "time"),
+        (int(time.time()) <= cohort.not_after_s, True, "list of clients, whose period is over by this client's clock,"),
     )
     for given, expected, what in facts:
         if given != expected:

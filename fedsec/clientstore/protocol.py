@@ -3,7 +3,7 @@
 1. **Outbox**: a reply is stored before it is sent. The same request for a (context, stage) gets the same bytes, another one is refused.
 2. **One context an attempt**: the first CONFIG of (run, round, attempt) binds it. Rounds and attempts of a run only rise.
 3. **Attempts**: a retry has the first attempt's CONFIG but for the attempt and the nonce; who answered UNMASK in a round takes no part in
-   any later attempt of it. Joining erases every reply of the run's earlier attempts and rounds.
+   any later attempt of it. Joining erases every reply of the run's earlier attempts and rounds, and ends them: they are answered no more.
 4. A nonce commitment that was seen before is refused: R would be known (decision 0010, finding 3).
 5. **Roster**: the newest version seen of each federation's list, with the newest head of its log. An older one is refused.
 6. Each commit is one transaction of the store, under its lock: two processes cannot both pass a check.
@@ -23,6 +23,9 @@ from pathlib import Path
 
 from fedsec.errors import LocalProtocolError, PeerError, StorageError
 from fedsec.secagg.labels import Phase
+
+KEPT_RUNS = 4
+"""Runs whose replies are kept, the newest ones: a server could fill the disk with run ids otherwise."""
 
 Commit = Callable[[], AbstractContextManager[sqlite3.Connection]]
 
@@ -121,12 +124,18 @@ class ProtocolRecords:
         with database_errors(self._folder):
             self._check(attempt)
             with self._commit() as connection:
-                connection.execute("DELETE FROM outbox WHERE context IN (SELECT context FROM attempts WHERE run_id = ?)", (attempt.run_id,))
+                connection.execute(  # the rows stay: what they answered is refused from now on, not computed anew
+                    "UPDATE outbox SET reply = NULL WHERE context IN (SELECT context FROM attempts WHERE run_id = ?)", (attempt.run_id,)
+                )
                 connection.execute(
                     "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?, 0, 0)",
                     (attempt.run_id, attempt.server_round, attempt.attempt, attempt.context, attempt.retry, attempt.commitment),
                 )
                 _insert(connection, reply)
+                newest = "SELECT run_id FROM attempts GROUP BY run_id ORDER BY max(rowid) DESC LIMIT ?"
+                stale = f"SELECT context FROM attempts WHERE run_id NOT IN ({newest})"  # noqa: S608 - constants only
+                connection.execute(f"UPDATE outbox SET reply = NULL WHERE context IN ({stale})", (KEPT_RUNS,))  # noqa: S608
+                connection.execute(f"DELETE FROM phases WHERE run_id NOT IN ({newest})", (KEPT_RUNS,))  # noqa: S608
 
     def _check(self, new: Attempt) -> None:
         phase = Phase.ADVERTISE_KEYS
@@ -147,9 +156,8 @@ class ProtocolRecords:
 
     def write_upload(self, connection: sqlite3.Connection, reply: Reply, *, num_rows: int) -> None:
         """Within a commit of the caller's: store the masked input, and charge the sketch rows that it makes due."""
-        changed = connection.execute("UPDATE attempts SET sketch_rows = ? WHERE context = ?", (num_rows, reply.context)).rowcount
-        if changed != 1:
-            raise LocalProtocolError("an upload in an attempt that was not joined")
+        _check_newest(connection, reply)
+        connection.execute("UPDATE attempts SET sketch_rows = ? WHERE context = ?", (num_rows, reply.context))
         _insert(connection, reply)
 
     def store_upload(self, reply: Reply, *, num_rows: int) -> None:
@@ -167,9 +175,11 @@ class ProtocolRecords:
             unmask: it releases shares: the round is answered, for all attempts.
 
         Raises:
-            LocalProtocolError: the attempt was not joined, or its round is answered.
+            PeerError: the attempt was not joined, or a later one was.
+            LocalProtocolError: the round is answered.
         """
         with database_errors(self._folder), self._commit() as connection:
+            _check_newest(connection, reply)
             if unmask:
                 self._mark_unmasked(connection, reply.context)
                 connection.execute("UPDATE outbox SET reply = NULL WHERE context = ?", (reply.context,))
@@ -225,6 +235,17 @@ class ProtocolRecords:
                 "INSERT OR REPLACE INTO rosters VALUES (?, ?, ?, ?, ?, ?)",
                 (roster.federation, roster.version, roster.digest, roster.body, roster.log_size, roster.log_root),
             )
+
+
+def _check_newest(connection: sqlite3.Connection, reply: Reply) -> None:
+    """Only the attempt that was joined last may be answered: joining it ended all others of its run, whatever a node's memory still holds."""
+    newest = connection.execute(
+        "SELECT context FROM attempts WHERE run_id = (SELECT run_id FROM attempts WHERE context = ?)"
+        " ORDER BY server_round DESC, attempt DESC LIMIT 1",
+        (reply.context,),
+    ).fetchone()
+    if newest is None or not hmac.compare_digest(bytes(newest[0]), reply.context):
+        raise PeerError("server", reply.stage, "this attempt was not joined, or a later one was")
 
 
 def _insert(connection: sqlite3.Connection, reply: Reply) -> None:

@@ -100,7 +100,8 @@ class RosterOffers:
             for node, name in by_node.items()
         ]
         replies = exchange(self.grid, messages, timeout_s=self.timeout_s, stop=self.stop)
-        return {by_node[reply.metadata.src_node_id]: self._read(reply, by_node[reply.metadata.src_node_id]) for reply in replies}
+        known = [(by_node[reply.metadata.src_node_id], reply) for reply in replies if reply.metadata.src_node_id in by_node]
+        return {name: self._read(reply, name) for name, reply in known}
 
     def _offer(self, name: str, proof: bytes) -> bytes:
         membership = self.membership

@@ -148,7 +148,8 @@ class SecureRounds:
                 else:
                     results[number] = self._open(cohort, nodes, given, tally)
             waiting = {number for number in group.failed if number not in unmasked}
-            self._refuse_if_nobody_takes_part(group, tally)
+            if tally.attempts == 0 and not results:
+                self._refuse_if_all_refused(tally)
             attempt = attempt + 1 if attempt < self.plan.secagg.attempts and waiting else None
             tally.attempts += 1
         return self._outcome(results, tally)
@@ -246,7 +247,9 @@ class SecureRounds:
                 messages.append(self._message(given, cohort, phase, body, node))
                 tally.add_down(number, index, len(body) + (given.model_bytes if phase is Phase.MASKED_INPUT else 0))
         for reply in self._exchange(messages, phase):
-            number, index = places[reply.metadata.src_node_id]
+            if (place := places.get(reply.metadata.src_node_id)) is None:
+                continue  # Flower itself answers for a node that is gone: a drop-out
+            number, index = place
             self._take(group.cohorts[number], number, index, reply, phase, tally)
 
     def _message(self, given: RoundInput, cohort: CohortServer, phase: Phase, body: bytes, node: int) -> Message:
@@ -271,6 +274,7 @@ class SecureRounds:
             tally.add_answer(number, phase)
         except PeerError as error:
             tally.refused.append((name, f"{phase}: {error.reason}"))
+            tally.add_refusal(phase)
 
     # --- Opening, and what follows if it fails ----------------------------------------------------------------------------------
 
@@ -325,7 +329,8 @@ class SecureRounds:
             places = {nodes[cohort.members[index].client_id]: index for index in wave if cohort.members[index].client_id in nodes}
             messages = [self._message(given, cohort, phase, wave[index], node) for node, index in places.items()]
             for reply in self._exchange(messages, phase):
-                self._take(blame, cohort.config.cohort, places[reply.metadata.src_node_id], reply, phase, tally)
+                if reply.metadata.src_node_id in places:
+                    self._take(blame, cohort.config.cohort, places[reply.metadata.src_node_id], reply, phase, tally)
 
     def _name(self, named: Sequence[Named], cohort: CohortServer, tally: Tally) -> None:
         """Keep evidence in the folder and its hash in the log; leave the liar out."""
@@ -364,8 +369,11 @@ class SecureRounds:
         for index in cohort.suspects:
             self.journal.exclude(cohort.members[index].client_id, "more than c members got no usable shares from it; no proof")
 
-    def _refuse_if_nobody_takes_part(self, group: GroupServer, tally: Tally) -> None:
-        if tally.refused and not any(cohort.adverts for cohort in group.cohorts.values()):
+    @staticmethod
+    def _refuse_if_all_refused(tally: Tally) -> None:
+        """Every client that was asked to join said no: another round would hear the same."""
+        asked, refused = tally.joining()
+        if asked and refused == asked:
             client_id, reason = tally.refused[0]
             raise RoundAborted(f"no client takes part; {client_id} says: {reason}")
 

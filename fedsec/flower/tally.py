@@ -31,6 +31,7 @@ class Tally:
     seconds: dict[str, float] = field(default_factory=dict)
     _asked: dict[tuple[int, str], int] = field(default_factory=lambda: defaultdict(int))
     _answered: dict[tuple[int, str], int] = field(default_factory=lambda: defaultdict(int))
+    _refusals: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     _up: dict[Place, int] = field(default_factory=lambda: defaultdict(int))
     _down: dict[Place, int] = field(default_factory=lambda: defaultdict(int))
 
@@ -45,6 +46,15 @@ class Tally:
     def add_answer(self, cohort: int, stage: str) -> None:
         """A usable answer."""
         self._answered[cohort, str(stage)] += 1
+
+    def add_refusal(self, stage: str) -> None:
+        """An answer that was an error, or refused."""
+        self._refusals[str(stage)] += 1
+
+    def joining(self) -> tuple[int, int]:
+        """Members that were asked to join, and those of them that said no."""
+        stage = "advertise_keys"
+        return sum(count for (_, asked), count in self._asked.items() if asked == stage), self._refusals[stage]
 
     def add_up(self, cohort: int, index: int, count: int) -> None:
         """Bytes from a member."""
