@@ -23,6 +23,7 @@ import numpy as np
 from fedsec.errors import DecodeError, LocalProtocolError, PeerError, VerificationError
 from fedsec.merkle import inclusion_proof
 from fedsec.secagg.checks import read_statement
+from fedsec.secagg.client_blame import AT_A_TIME
 from fedsec.secagg.dealing import leaf_hashes
 from fedsec.secagg.evidence import (
     Evidence,
@@ -35,6 +36,7 @@ from fedsec.secagg.evidence import (
     sum_of_edges,
     verify_evidence,
 )
+from fedsec.secagg.fixedpoint import RingVector
 from fedsec.secagg.labels import Phase
 from fedsec.secagg.masking import edge_tag
 from fedsec.secagg.messages import BlameRequest, BlameValues, EdgeSeed, Envelope, OpenEdgeRequest, SignedPart
@@ -198,8 +200,9 @@ class BlameServer:
 
     def close_values(self) -> None:
         """Check every equation, and find the edges that both ends signed differently."""
+        products = self._products(sorted(self.values))
         for member in sorted(self.values):
-            if not self._equation_holds(member):
+            if not self._equation_holds(member, products[member]):
                 self._named[member] = verify_evidence(self._sketch_evidence(member), self.server.members, verify=self.server.verify)
         said = {(member, edge.peer): edge.values for member, (values, _) in self.values.items() for edge in values.edges}
         self.disputes = tuple(
@@ -207,11 +210,21 @@ class BlameServer:
         )
         self.phase = Phase.BLAME_OPEN
 
-    def _equation_holds(self, member: int) -> bool:
+    def _products(self, members: Sequence[int]) -> dict[int, RingVector]:
+        """R·w of each member, w its upload without the masks that are open; several share one expansion of R."""
         server, config = self.server, self.server.config
-        vector = server.inputs[member].vector.copy()
-        remove_masks(vector, server, self.secrets, [member])
-        product = self.matrix(server.matrix_seed, config.num_rows, config.dimension).ring_product(vector)
+        made = self.matrix(server.matrix_seed, config.num_rows, config.dimension)
+        products: dict[int, RingVector] = {}
+        for start in range(0, len(members), AT_A_TIME):
+            batch = members[start : start + AT_A_TIME]
+            vectors = [server.inputs[member].vector.copy() for member in batch]
+            for member, vector in zip(batch, vectors, strict=True):
+                remove_masks(vector, server, self.secrets, [member])
+            products |= dict(zip(batch, made.ring_product_many(vectors), strict=True))
+        return products
+
+    def _equation_holds(self, member: int, product: RingVector) -> bool:
+        server, config = self.server, self.server.config
         claimed = sum_of_edges(member, self.values[member][0], config.num_rows)
         return np.array_equal(product - claimed, server.sketches[member].sketch.astype(np.uint32))
 

@@ -857,7 +857,7 @@ def test_the_soak_sees_a_machine_that_is_broken(monkeypatch, what):
     if what == "the opening check":
         monkeypatch.setattr("fedsec.secagg.opening.verify_opening", lambda *args: None)
     elif what == "the members' equations":
-        monkeypatch.setattr(BlameServer, "_equation_holds", lambda self, member: True)
+        monkeypatch.setattr(BlameServer, "_equation_holds", lambda self, member, *_: True)
     else:
         monkeypatch.setattr(hostile, "name_share_liars", lambda server: (_shifted_name(server),) if name_share_liars(server) else ())
     with pytest.raises(hostile.Broken):
