@@ -53,13 +53,20 @@ class Journal:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             journal = cls(path=path, **raw)
-            if any(type(getattr(journal, name)) is not int for name in ("server_round", "attempt", "time_s")):
-                raise TypeError("a number is missing")
+            journal._check()
             return journal
         except FileNotFoundError:
             return cls(path=path)
         except (OSError, ValueError, TypeError) as error:
             raise StorageError(f"{path} is damaged ({error}); start a new run") from None
+
+    def _check(self) -> None:
+        numbers = (self.server_round, self.attempt, self.time_s)
+        if any(type(number) is not int or number < 0 for number in numbers) or type(self.unmasking) is not bool:
+            raise TypeError("a number or a flag is not one")
+        for names, kind in ((self.excluded, str), (self.sits_out_until, int)):
+            if not isinstance(names, dict) or any(type(value) is not kind for value in names.values()):
+                raise TypeError("a table of clients is not one")
 
     def next_attempt(self, server_round: int, attempts: int) -> int | None:
         """The attempt to begin a round with; None if the round is lost."""

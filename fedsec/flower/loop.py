@@ -170,7 +170,7 @@ class FederationLoop:
         if self.secure is None:
             return []
         offers = RosterOffers(
-            grid=self.grid,
+            grid=self.secure.grid,
             membership=self.secure.membership,
             log=self.secure.log,
             timeout_s=self.plan.secagg.stage_timeout_s,

@@ -151,7 +151,7 @@ class BlameServer:
         """This phase's requests, by member; an opening is asked edge by edge."""
         if self.phase is Phase.BLAME:
             request = BlameRequest(context=self.server.context).encode()
-            return dict.fromkeys(self.server.accepted, (request,))
+            return {member: (request,) for member in self.server.accepted if member not in self.values}
         asked: dict[int, list[bytes]] = {}
         for one, other in self.disputes:
             for member, peer in ((one, other), (other, one)):
