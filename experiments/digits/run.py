@@ -1,4 +1,4 @@
-"""The default plan over seeds, with and without privacy.
+"""The default plan over seeds, with and without secure aggregation, and without privacy.
 
 ``python -m experiments.digits.run [--seeds 5]``
 
@@ -72,7 +72,7 @@ def summary_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def table_of(content: dict[str, Any]) -> str:
     """The README's table."""
-    names = {"default": "default plan", "no-privacy": "without privacy"}
+    names = {"default": "default plan", "clear": "without secure aggregation", "no-privacy": "without privacy"}
     rows = []
     for arm, line in content["summary"].items():
         private = line["delta"] is not None

@@ -57,7 +57,7 @@ class Journal:
             return journal
         except FileNotFoundError:
             return cls(path=path)
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise StorageError(f"{path} is damaged ({error}); start a new run") from None
 
     def _check(self) -> None:

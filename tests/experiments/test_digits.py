@@ -1,4 +1,5 @@
 import json
+import statistics
 
 import pytest
 
@@ -17,14 +18,23 @@ def test_the_private_arm_is_the_default_plan_itself():
 
 
 def test_the_other_arm_differs_in_privacy_and_learning_rate_only():
-    private, public = (load_plan(job.plan, overrides=job.overrides) for job in jobs_of(1))
+    private, clear, public = (load_plan(job.plan, overrides=job.overrides) for job in jobs_of(1))
+    assert clear.model_copy(update={"secagg": private.secagg}) == private
     assert public.is_private is False
     assert public.data == private.data
     assert public.federation == private.federation
     assert public.training.model_copy(update={"learning_rate": private.training.learning_rate}) == private.training
 
 
-def test_results_hold_both_arms_and_every_seed_once(content):
+def test_secure_aggregation_costs_no_accuracy_and_little_time(content):
+    with_it, without = content["summary"]["default"], content["summary"]["clear"]
+    assert all(abs(one - other) <= 0.005 for one, other in zip(with_it["accuracies"], without["accuracies"], strict=True))
+    seconds = {arm: [row["result"]["duration_s"] for row in content["rows"] if row["arm"] == arm] for arm in ("default", "clear")}
+    taken, clear = (statistics.median(seconds[arm]) for arm in ("default", "clear"))
+    assert taken <= max(2 * clear, clear + 10)
+
+
+def test_results_hold_all_arms_and_every_seed_once(content):
     assert sorted((row["arm"], row["seed"]) for row in content["rows"]) == sorted((job.arm, job.seed) for job in jobs_of(SEEDS))
 
 
