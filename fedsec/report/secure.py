@@ -106,10 +106,24 @@ def plot_secagg(result: RunResult, path: Path) -> None:
         left.set_title("What a round takes")
         left.set_ylabel("milliseconds, all cohorts")
         accepted = [float(secagg.num_accepted) for _, secagg in rows]
-        lost = [(stage, [float(sum(c.dropouts.get(stage, 0) for c in secagg.cohorts)) for _, secagg in rows]) for stage in STAGES]
-        _stack(right, numbers, [("in the sum", accepted), *[(f"lost in {stage}", counts) for stage, counts in lost if any(counts)]])
+        lost = {stage: [float(sum(c.dropouts.get(stage, 0) for c in secagg.cohorts)) for _, secagg in rows] for stage in STAGES}
+        before = [(f"lost in {stage}", lost[stage]) for stage in STAGES[:4] if any(lost[stage])]
+        _stack(right, numbers, [("in the sum", accepted), *before])
+        late = [one + other for one, other in zip(lost[STAGES[4]], lost[STAGES[5]], strict=True)]
+        if any(late):  # their inputs count: they are in the bars already
+            right.plot(
+                numbers,
+                late,
+                color=figures.ORANGE,
+                marker="o",
+                markersize=5,
+                markeredgecolor="white",
+                linewidth=1.5,
+                label="left later, input counted",
+            )
         right.set_title("Who is in the sum")
         right.set_ylabel("clients")
+        right.yaxis.set_major_locator(figures.MaxNLocator(integer=True))
         for axes in (left, right):
             axes.set_xlabel("round")
             axes.xaxis.set_major_locator(figures.MaxNLocator(integer=True))
