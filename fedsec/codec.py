@@ -14,6 +14,8 @@ from typing import Any
 
 from fedsec.errors import DecodeError
 
+_JOINED_BYTES = 4096
+
 MAX_JSON_BYTES = 16 * 1024 * 1024
 """Upper limit on one record; larger input is refused before it is parsed."""
 
@@ -71,10 +73,12 @@ def digest(label: str, *parts: bytes) -> bytes:
 
     Length prefixes make the encoding injective: ``digest(l, b"ab", b"c")`` differs from ``digest(l, b"a", b"bc")``.
     """
+    prefixed = [piece for part in (label.encode("utf-8"), *parts) for piece in (len(part).to_bytes(8, "big"), part)]
+    if sum(map(len, parts)) <= _JOINED_BYTES:  # one call costs a third of one for each piece
+        return hashlib.sha256(b"".join(prefixed)).digest()
     state = hashlib.sha256()
-    for part in (label.encode("utf-8"), *parts):
-        state.update(len(part).to_bytes(8, "big"))
-        state.update(part)
+    for piece in prefixed:
+        state.update(piece)
     return state.digest()
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -299,8 +300,6 @@ def test_a_newer_list_or_a_longer_log_is_kept_and_federations_are_apart(protocol
     ],
 )  # fmt: skip
 def test_a_value_of_the_wrong_type_is_not_stored(protocol, bad):
-    from dataclasses import replace
-
     join(protocol, attempt())
     given = replace(attempt(2, 1), **bad)
     with pytest.raises((PeerError, StorageError, TypeError, ValueError, OverflowError)):
@@ -313,6 +312,6 @@ def test_a_value_of_the_wrong_type_is_not_stored(protocol, bad):
 def test_a_reply_of_the_wrong_type_is_not_stored(protocol, bad):
     given = join(protocol, attempt())
     values = {"data": b"d", **bad}
-    with pytest.raises((PeerError, StorageError, TypeError, ValueError)):
+    with pytest.raises((PeerError, StorageError, LocalProtocolError, TypeError, ValueError)):
         protocol.store_reply(reply(given, Phase.SHARE_KEYS, **values))
     assert known(protocol, given, Phase.SHARE_KEYS) is None

@@ -40,7 +40,7 @@ from fedsec.secagg.fixedpoint import RingVector
 from fedsec.secagg.labels import Phase
 from fedsec.secagg.masking import edge_tag
 from fedsec.secagg.messages import BlameRequest, BlameValues, EdgeSeed, Envelope, OpenEdgeRequest, SignedPart
-from fedsec.secagg.opening import BadDealing, Secrets, remove_masks
+from fedsec.secagg.opening import BadDealing, Secrets, opened_edges, remove_masks
 from fedsec.secagg.seat import MakeMatrix, plain_matrix
 from fedsec.secagg.server import CohortServer
 from fedsec.secagg.views import group_root
@@ -213,13 +213,13 @@ class BlameServer:
     def _products(self, members: Sequence[int]) -> dict[int, RingVector]:
         """R·w of each member, w its upload without the masks that are open; several share one expansion of R."""
         server, config = self.server, self.server.config
-        made = self.matrix(server.matrix_seed, config.num_rows, config.dimension)
+        made, opened = self.matrix(server.matrix_seed, config.num_rows, config.dimension), opened_edges(server, self.secrets)
         products: dict[int, RingVector] = {}
         for start in range(0, len(members), AT_A_TIME):
             batch = members[start : start + AT_A_TIME]
             vectors = [server.inputs[member].vector.copy() for member in batch]
             for member, vector in zip(batch, vectors, strict=True):
-                remove_masks(vector, server, self.secrets, [member])
+                remove_masks(vector, server, self.secrets, [member], opened)
             products |= dict(zip(batch, made.ring_product_many(vectors), strict=True))
         return products
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 from fedsec.errors import DecodeError
@@ -61,6 +62,22 @@ def read_statement(
     statement = kind.decode(content)
     if statement.context != context or statement.sender != sender:
         raise DecodeError("a statement of another round, or of another member")
+    return statement
+
+
+def read_members_statement(
+    kind: type[S], content: bytes, signature: bytes, *, context: bytes, members: Sequence[Member], verify: Verify
+) -> S:  # fmt: skip
+    """A statement of whichever member it names as its sender.
+
+    Raises:
+        SignatureError: that member did not sign it.
+        DecodeError: not such a statement, of another round, or of nobody in the cohort.
+    """
+    statement = kind.decode(content)
+    if statement.context != context or statement.sender >= len(members):
+        raise DecodeError("a statement of another round, or of an unknown member")
+    verify(members[statement.sender].public_key, _LABELS[kind], content, signature)
     return statement
 
 

@@ -8,8 +8,8 @@
 
 1. Every phase is a frozen value that holds only what is still needed, and can be stored. A step returns the next phase and the
    message; a request that is refused raises, and the phase is as it was.
-2. **Per peer, one share leaves at most**: of its self-mask seed if it is accepted, of its mask key if it is not. :meth:`Sketched.unmask` is the
-   only function that puts shares into a message, and an ``Unmasked`` phase holds none.
+2. **Per peer, one share leaves at most**: of its self-mask seed if it is accepted, of its mask key if it is not. ``Sketched._release`` is the
+   only function that puts shares into a message, behind the checks of :meth:`Sketched.unmask`, and an ``Unmasked`` phase holds none.
 3. It leaves only against a certificate: t distinct members of U2 signed the same accepted and rejected sets under *this client's own view*.
    Of two certificates for one context an honest member would have to sign both, and it signs once (``cohorts.py``).
 4. Why that is safe: an accepted client's pair masks stay closed, since its mask key opens with t key shares, and fewer than t members can
@@ -22,6 +22,7 @@ Source: Bonawitz et al. 2017, figure 4, rounds 2 to 4; design note SECAGG, stage
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import zlib
 from dataclasses import dataclass, field
@@ -214,7 +215,7 @@ class Sketched(Record):
         with refusing(Phase.CONSISTENCY_CHECK):
             agreed = self._check_agreement(ConsistencyRequest.decode(data), verify)
         statement = Consent(context=self.seat.context, sender=self.seat.index, view=self.view, agreement=agreed)
-        return Consented(sketched=self, agreement=agreed), sign_statement(statement, signer)
+        return Consented(sketched=self, agreement=agreed, checked=hashlib.sha256(data).digest()), sign_statement(statement, signer)
 
     def unmask(self, data: bytes, *, signer: Signer, verify: Verify) -> tuple[Unmasked, bytes]:
         """Stage 6, also for a client that missed stage 5: release one share for each member of U2, against a certificate.
@@ -235,6 +236,10 @@ class Sketched(Record):
             request = UnmaskRequest.decode(data)
             agreed = self._check_agreement(request.agreement(), verify)
             self._check_certificate(request, agreed, verify)
+        return self._release(request, agreed, signer)
+
+    def _release(self, request: UnmaskRequest, agreed: bytes, signer: Signer) -> tuple[Unmasked, bytes]:
+        """Put the shares into a message; called when the certificate has been checked, and by nobody else."""
         accepted = {part.sender for part in request.accepted}
         held = {shares.dealer: shares for shares in self.holdings.held}
         # A disputed dealer's shares are not here: the list has a gap then, and nobody can be framed with a share that does not match.
@@ -274,17 +279,28 @@ class Sketched(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Consented(Record):
-    """After stage 5: this client signed one agreement, and helps to no other."""
+    """After stage 5: this client signed one agreement, and helps to no other.
+
+    Attributes:
+        sketched: the phase before.
+        agreement: digest of the sets.
+        checked: hash of the request whose every statement was checked; the same bytes need no second check.
+    """
 
     TYPE = 55
-    FIELDS = (("sketched", Part(Sketched)), ("agreement", Fixed(DIGEST_BYTES)))
+    FIELDS = (("sketched", Part(Sketched)), ("agreement", Fixed(DIGEST_BYTES)), ("checked", Fixed(DIGEST_BYTES)))
     sketched: Sketched
     agreement: bytes
+    checked: bytes
 
     def unmask(self, data: bytes, *, signer: Signer, verify: Verify) -> tuple[Unmasked, bytes]:
         """Stage 6; see :meth:`Sketched.unmask`. The certificate must be for what this client signed."""
+        sketched = self.sketched
         with refusing(Phase.UNMASK):
             request = UnmaskRequest.decode(data)
-            if not hmac.compare_digest(agreement_digest(self.sketched.view, request.agreement()), self.agreement):
+            if not hmac.compare_digest(agreement_digest(sketched.view, request.agreement()), self.agreement):
                 raise DecodeError("the certificate is for other sets than this client signed")
-        return self.sketched.unmask(data, signer=signer, verify=verify)
+            if not hmac.compare_digest(hashlib.sha256(request.agreement().encode()).digest(), self.checked):
+                sketched._check_agreement(request.agreement(), verify)  # noqa: SLF001 - other statements for the same sets: from the start
+            sketched._check_certificate(request, self.agreement, verify)  # noqa: SLF001 - one machine in two phases
+        return sketched._release(request, self.agreement, signer)  # noqa: SLF001

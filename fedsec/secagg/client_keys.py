@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from fedsec.errors import ConfigError, DecodeError
 from fedsec.merkle import leaf_hash, merkle_root, verify_inclusion
 from fedsec.secagg import shamir
-from fedsec.secagg.checks import check_advert, read_statement, sign_statement, verify_statement
+from fedsec.secagg.checks import check_advert, read_members_statement, sign_statement, verify_statement
 from fedsec.secagg.client import Ready
 from fedsec.secagg.config import LocalPolicy, Member, RoundConfig, check_members
 from fedsec.secagg.dealing import BoxKeys, HeldShares, box_keys, deal, leaf_hashes, open_leaf
@@ -135,14 +135,11 @@ class Advertised(Record):
             raise DecodeError("a request of another round")
         adverts: dict[int, Advert] = {}
         for part in request.adverts:
-            claimed = Advert.decode(part.content).sender
-            if claimed >= len(seat.members) or claimed <= max(adverts, default=-1):
-                raise DecodeError(f"member {claimed} is unknown, or not in order")
-            advert = read_statement(
-                Advert, part.content, part.signature, context=seat.context, sender=claimed, member=seat.members[claimed], verify=verify
-            )
+            advert = read_members_statement(Advert, part.content, part.signature, context=seat.context, members=seat.members, verify=verify)
+            if advert.sender <= max(adverts, default=-1):
+                raise DecodeError(f"member {advert.sender} is not in order")
             check_advert(advert, seat.config)
-            adverts[claimed] = advert
+            adverts[advert.sender] = advert
         if adverts.get(seat.index) != self.advert:
             raise DecodeError("this client's own advert is missing or changed")
         if len(adverts) < seat.config.threshold:

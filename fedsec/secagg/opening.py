@@ -11,7 +11,7 @@ Source: Bonawitz et al. 2017, figure 4, round 4; design note SECAGG, stages 6 an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -129,10 +129,12 @@ def opened_edges(server: CohortServer, secrets: Secrets) -> dict[tuple[int, int]
     return edges
 
 
-def remove_masks(vector: RingVector, server: CohortServer, secrets: Secrets, members: Sequence[int]) -> None:
-    """Take off, in place, every opened mask that the uploads of ``members`` carry."""
+def remove_masks(
+    vector: RingVector, server: CohortServer, secrets: Secrets, members: Sequence[int], opened: Mapping[tuple[int, int], bytes]
+) -> None:  # fmt: skip
+    """Take off, in place, every opened mask that the uploads of ``members`` carry; ``opened`` is what :func:`opened_edges` gave."""
     chosen = set(members)
-    edges = {pair: key for pair, key in opened_edges(server, secrets).items() if pair[0] in chosen}
+    edges = {pair: key for pair, key in opened.items() if pair[0] in chosen}
     apply_masks(
         vector,
         added=[key for (own, peer), key in edges.items() if own > peer],
@@ -161,7 +163,7 @@ def open_round(server: CohortServer, secrets: Secrets, *, matrix: MakeMatrix = p
     total = np.zeros(config.dimension, dtype=np.uint32)
     for member in server.accepted:
         np.add(total, server.inputs[member].vector, out=total)
-    remove_masks(total, server, secrets, server.accepted)
+    remove_masks(total, server, secrets, server.accepted, opened_edges(server, secrets))
     try:
         lifted = config.fixed_point.lift(total)
         sketches = np.stack([server.sketches[member].sketch for member in server.accepted])

@@ -97,9 +97,9 @@ def agreement(context: bytes, accepted: Mapping[int, _Sketched], rejected: Seque
     return ConsistencyRequest(context=context, accepted=parts, rejected=tuple(rejected))
 
 
-def unmask(agreed: ConsistencyRequest, consents: Mapping[int, bytes]) -> bytes:
-    """Stage 6: the agreement and its certificate."""
-    certificate = tuple(MemberSignature(sender=member, signature=consents[member]) for member in sorted(consents))
+def unmask(agreed: ConsistencyRequest, consents: Mapping[int, bytes], threshold: int) -> bytes:
+    """Stage 6: the agreement and its certificate: t consents, since every member checks each."""
+    certificate = tuple(MemberSignature(sender=member, signature=consents[member]) for member in sorted(consents)[:threshold])
     return UnmaskRequest(context=agreed.context, accepted=agreed.accepted, rejected=agreed.rejected, certificate=certificate).encode()
 
 

@@ -187,7 +187,7 @@ class CohortServer:
             case Phase.CONSISTENCY_CHECK:
                 return dict.fromkeys(self.asked(), self._agreement().encode())
             case Phase.UNMASK:
-                return dict.fromkeys(self.asked(), requests.unmask(self._agreement(), self.consents))
+                return dict.fromkeys(self.asked(), requests.unmask(self._agreement(), self.consents, self.config.threshold))
             case _:
                 raise LocalProtocolError(f"nothing is asked in phase {self.phase}")
 

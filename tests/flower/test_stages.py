@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch  # noqa: F401 - loaded before the clock of a stage runs
-from flwr.app import ConfigRecord
+from flwr.app import ConfigRecord, MetricRecord
 from flwr.serverapp import ServerApp
 
 from client.app import app as honest_app
@@ -91,10 +91,10 @@ def run(tmp_path, certified, monkeypatch):
         @server.main()
         def main(grid, context):
             with contextlib.ExitStack() as cleanup:
-                secure = None
+                secure, loop_grid = None, wrap(grid)
                 if plan.secagg.enabled:
                     secure = build_secure_rounds(
-                        wrap(grid), plan, folder, data, dimension=LAYOUT.size, noise_multiplier=SIGMA, session=Session(), cleanup=cleanup
+                        loop_grid, plan, folder, data, dimension=LAYOUT.size, noise_multiplier=SIGMA, session=Session(), cleanup=cleanup
                     )
                 checkpoints = CheckpointStore(folder.checkpoints, run_id="run", plan_digest=plan.digest())
                 kept = checkpoints.load()
@@ -106,7 +106,7 @@ def run(tmp_path, certified, monkeypatch):
                     stop=threading.Event(),
                 )
                 loop = FederationLoop(
-                    grid=grid, plan=plan, run_id="run", noise_multiplier=SIGMA, layout=LAYOUT, checkpoints=checkpoints, services=services,
+                    grid=loop_grid, plan=plan, run_id="run", noise_multiplier=SIGMA, layout=LAYOUT, checkpoints=checkpoints, services=services,
                     state=ServerState.initial(zero) if kept is None else ServerState.from_checkpoint(kept, LAYOUT),
                     simulation_dir=str(folder.clients), secure=secure,
                 )  # fmt: skip
@@ -334,6 +334,69 @@ def test_an_honest_client_is_not_reported_as_refused_because_another_one_lied(ru
     rows, _, _ = run(plan_with(4, 1), app=lying(1, 1, [3]))
     assert rows[0].secagg.named[0][0] == "client-0001"
     assert {name for name, _ in rows[0].rejected} <= {"client-0001"}
+
+
+def test_two_nodes_that_claim_one_id_both_sit_out_and_the_others_aggregate(run):
+    """Neither can act for the other either: what is signed is checked against the CA's list."""
+
+    def app(message, context):
+        if context.node_config["partition-id"] == 1:
+            context.node_config = {**context.node_config, "partition-id": 0}
+        return honest_app(message=message, context=context)
+
+    rows, out, _ = run(plan_with(6, 1), app=app)
+    assert sorted(out["loop"].clients) == [client_name(p) for p in range(2, 6)]
+    assert rows[0].secagg.cohorts[0].opening == "held"
+    assert rows[0].num_valid == 4
+
+
+def test_a_client_that_sends_another_ones_answer_is_refused_and_the_other_one_is_not(run):
+    copied = {}
+
+    def app(message, context):
+        reply = honest_app(message=message, context=context)
+        kind, partition = message.metadata.message_type, context.node_config["partition-id"]
+        if kind == "query.advertise_keys":
+            if partition == 3:
+                copied["body"] = reply.content["secagg"]["body"]
+            elif partition == 4 and "body" in copied:
+                reply.content["secagg"] = ConfigRecord({"body": copied["body"]})
+        return reply
+
+    rows, _, _ = run(plan_with(5, 2), app=app)
+    assert rows[1].secagg.cohorts[0].opening == "held"
+    assert rows[1].num_valid == 4
+    assert [name for name, _ in rows[1].rejected] == ["client-0004"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda reply: reply.content.__setitem__("metrics", MetricRecord({"loss": 0.5})),
+        lambda reply: reply.content.__setitem__("secagg", ConfigRecord({"body": reply.content["secagg"]["body"], "size": 7})),
+        lambda reply: reply.content.__setitem__("secagg", ConfigRecord({"body": "text"})),
+        lambda reply: reply.content.__setitem__("secagg", MetricRecord({"body": 1.0})),
+        lambda reply: reply.content.__delitem__("secagg"),
+        lambda reply: reply.content.__setitem__("secagg", ConfigRecord({"body": reply.content["secagg"]["body"][:-1]})),
+        lambda reply: reply.content.__setitem__("secagg", ConfigRecord({"body": reply.content["secagg"]["body"] * 2})),
+        lambda reply: reply.content.__setitem__("secagg", ConfigRecord({"body": bytes(100_000)})),
+    ],
+)
+def test_a_reply_that_is_anything_but_one_sound_body_is_refused_and_the_round_goes_on(run, change):
+    def app(message, context):
+        reply = honest_app(message=message, context=context)
+        if context.node_config["partition-id"] == 0 and message.metadata.message_type == "query.share_keys":
+            change(reply)
+        return reply
+
+    rows, _, _ = run(plan_with(5, 1), app=app)
+    assert rows[0].num_valid == 4
+    assert [name for name, _ in rows[0].rejected] == ["client-0000"]
+
+
+def test_a_run_in_which_every_client_refuses_to_join_ends_with_the_reason(run):
+    with pytest.raises(RoundAborted, match="no client takes part"):
+        run(plan_with(4, 2), faults=FaultPlan(faults=(Fault(kind=FaultKind.ERROR, message_type="query.advertise_keys"),)))
 
 
 # --- A server that died in UNMASK ---------------------------------------------------------------------------------------------------

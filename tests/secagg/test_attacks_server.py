@@ -242,7 +242,8 @@ def _inverse(key):
 def _less_the_open_masks(fed, victim):
     """y of the victim without its self-mask and its masks with D: what is left are its pair masks within A."""
     vector = fed.server.inputs[victim].vector.copy()
-    opening.remove_masks(vector, fed.server, hostile.secrets_of(fed), [victim])
+    secrets = hostile.secrets_of(fed)
+    opening.remove_masks(vector, fed.server, secrets, [victim], opening.opened_edges(fed.server, secrets))
     return vector
 
 
@@ -766,7 +767,7 @@ def test_a_false_cry_of_blame_tells_nothing_about_one_input():
     other_mask = true_mask - delta.astype(np.uint32)
     for member, sign, x in ((0, 1, fed.encoded[0] + delta), (1, -1, fed.encoded[1] - delta)):
         upload = fed.server.inputs[member].vector.copy()
-        opening.remove_masks(upload, fed.server, secrets, [member])
+        opening.remove_masks(upload, fed.server, secrets, [member], opening.opened_edges(fed.server, secrets))
         rest = {edge.peer: edge.seed for edge in fed.before[Phase.SKETCH][member].holdings.edges if edge.peer in (2, 3)}
         for peer, seed in rest.items():
             assert member < peer

@@ -549,7 +549,7 @@ CERTIFICATE_ATTACKS: dict[str, tuple[str, Callable[[Any], bytes]]] = {
     "a_stranger": ("signers", lambda f: cut_certificate(f, lambda c: (*c, replace(c[0], sender=6)))),
     "a_signature_of_another": ("verify", lambda f: cut_certificate(f, lambda c: put(c, 0, replace(c[2], sender=0)))),
     "one_signature_for_all": ("verify", lambda f: cut_certificate(f, lambda c: tuple(replace(c[0], sender=i) for i in range(4)))),
-    "one_false_of_more_than_enough": ("canonical|verify", lambda f: cut_certificate(f, lambda c: put(c, 4, replace(c[4], signature=bytes(64))))),
+    "one_false_of_more_than_enough": ("canonical|verify", lambda f: cut_certificate(f, lambda c: (*c, replace(c[0], sender=4, signature=bytes(64))))),
     "for_other_sets": ("verify", lambda f: cut_certificate(f, lambda c: UnmaskRequest.decode(certified(f, other_sets(f), range(5))).certificate)),
     "under_another_view": ("verify", lambda f: certified(f, true_sets(f), range(5), view=bytes(32))),
 }  # fmt: skip
