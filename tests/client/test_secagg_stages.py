@@ -41,6 +41,7 @@ from fedsec.secagg.messages import (
     ConsistencyRequest,
     Envelope,
     MaskedInputRequest,
+    MemberSignature,
     ShareKeysRequest,
     SketchRequest,
     UnmaskRequest,
@@ -299,7 +300,10 @@ def test_another_certificate_for_the_same_sets_gets_the_same_shares(story):
     attempt = story.attempt().run(Phase.UNMASK)
     request = UnmaskRequest.decode(attempt.asked[Phase.UNMASK][0])
     first = attempt.ask(0)
-    assert attempt.ask(0, body=replace(request, certificate=request.certificate[:3]).encode()) == first
+    consents = attempt.server.consents
+    others = tuple(MemberSignature(sender=member, signature=consents[member]) for member in (1, 2, 3))
+    assert others != request.certificate
+    assert attempt.ask(0, body=replace(request, certificate=others).encode()) == first
 
 
 def test_blame_is_answered_once_too(story):
@@ -545,7 +549,11 @@ def test_boxes_are_checked_before_the_ledger_is_charged(story):
     attempt = story.attempt().run(Phase.MASKED_INPUT)
     request = MaskedInputRequest.decode(attempt.asked[Phase.MASKED_INPUT][0])
     mine, theirs = request.dealt[0], request.dealt[1]
-    for dealt in ((mine, replace(theirs, leaf=theirs.leaf[:-1] + b"x")), (mine, replace(theirs, root=bytes(32))), (replace(mine, root=bytes(32)), theirs)):
+    for dealt in (
+        (mine, replace(theirs, leaf=theirs.leaf[:-1] + b"x")),
+        (mine, replace(theirs, root=bytes(32))),
+        (replace(mine, root=bytes(32)), theirs),
+    ):
         with pytest.raises(PeerError):
             attempt.ask(0, body=replace(request, dealt=(*dealt, *request.dealt[2:])).encode())
     assert story.ledger(0) == ()
@@ -592,11 +600,18 @@ def test_a_config_that_is_not_the_plans_is_refused_and_nothing_is_joined(story, 
 
 def test_only_the_server_that_the_ca_names_can_send_config(story):
     config = story.config()
-    for signer in (load_client(story.identities, "client-0001").signer, load_client(story.identities, "client-0000").signer, Signer.generate()):
+    for signer in (
+        load_client(story.identities, "client-0001").signer,
+        load_client(story.identities, "client-0000").signer,
+        Signer.generate(),
+    ):
         with pytest.raises(FedsecError, match="signature"):
             story.join(0, config, signer=signer)
     unsigned = Envelope.decode(sign_config(config, story.secure.signer))
-    for body in (replace(unsigned, signature=bytes(64)).encode(), replace(unsigned, content=story.config(nonce=b"x" * 32).encode()).encode()):
+    for body in (
+        replace(unsigned, signature=bytes(64)).encode(),
+        replace(unsigned, content=story.config(nonce=b"x" * 32).encode()).encode(),
+    ):
         with pytest.raises(FedsecError):
             story.stage(0, Phase.ADVERTISE_KEYS, body)
     assert story.join(0, config)
@@ -784,7 +799,10 @@ def test_rows_of_one_update_are_counted_over_the_attempts(deployed):
 def test_a_sketch_without_noise_leaves_only_where_the_client_says_so(deployed):
     plan = load_plan(overrides=[*BASE[:-4], "privacy.unit=none", "privacy.epsilon=inf", "training.steps=1", "training.batch_size=20",
                                 "secagg.sketch_without_dp=true"])  # fmt: skip
-    for lines, allowed in ((("allow_unprotected = true",), False), (("allow_unprotected = true", "allow_sketches_unprotected = true"), True)):
+    for lines, allowed in (
+        (("allow_unprotected = true",), False),
+        (("allow_unprotected = true", "allow_sketches_unprotected = true"), True),
+    ):
         story = deployed(*lines, home=f"home-{allowed}")
         story.plan = plan
         assert story.give_roster(0).accepted

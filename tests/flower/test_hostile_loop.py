@@ -61,7 +61,7 @@ def loop_over(tmp_path, grid, stop):
             "privacy.noise_multiplier=1.6",
             "federation.round_timeout_s=0.3",
             "secagg.enabled=false",
-        ]  # fmt: skip
+        ]
     )
     steps_as_epsilon = lambda segments: (float(sum(s[2] for s in segments)),) * 2  # noqa: E731 - a stand-in that is easy to read
     services = LoopServices(

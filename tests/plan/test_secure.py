@@ -86,7 +86,9 @@ def test_a_client_computes_the_limits_that_the_server_uses():
         assert cohort_limits(plan.secagg, num_clients=130, size=item.limits.num_clients, cohorts=3) == item.limits
 
 
-@pytest.mark.parametrize("overrides", [["federation.num_clients=20"], ["federation.num_clients=1000", "secagg.num_corrupt=40", "secagg.sketch_rows=256"]])
+@pytest.mark.parametrize(
+    "overrides", [["federation.num_clients=20"], ["federation.num_clients=1000", "secagg.num_corrupt=40", "secagg.sketch_rows=256"]]
+)
 def test_the_hiding_statement_counts_colluders_cohorts_and_attempts(overrides):
     plan = load_plan(overrides=overrides)
     factor, bits = hiding_statement(plan)
@@ -153,7 +155,15 @@ def test_the_notes_say_what_the_server_learns_and_what_is_survived():
 
 def test_the_notes_of_several_cohorts_name_each_size_and_the_assumption_of_the_draw():
     text = words("federation.num_clients=1000", "secagg.num_corrupt=50", "secagg.rosters=1", "secagg.sketch_rows=256")
-    for part in ("each of 16 cohorts", "8 cohorts of 63", "8 cohorts of 62", "20 corrupt members", "50 of 1000 clients", "2^-40", "federation-wide only"):
+    for part in (
+        "each of 16 cohorts",
+        "8 cohorts of 63",
+        "8 cohorts of 62",
+        "20 corrupt members",
+        "50 of 1000 clients",
+        "2^-40",
+        "federation-wide only",
+    ):
         assert part in text
 
 

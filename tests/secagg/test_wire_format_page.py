@@ -16,7 +16,7 @@ BEGIN, END = "<!-- made by tests/secagg/test_wire_format_page.py -->", "<!-- end
 MODULES = (config, messages, evidence, secure_records)
 
 
-def form(codec) -> str:
+def form(codec) -> str:  # noqa: PLR0911 - one line a kind
     match codec:
         case wire.UInt(width=width):
             return f"u{8 * width}"
