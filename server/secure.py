@@ -68,7 +68,7 @@ def build_secure_rounds(
         journal=Journal.load(folder.path / "rounds.json"),
         log=log,
         evidence_dir=folder.path / "evidence",
-        saved_path=folder.path / "unmasking.bin",
+        saved_dir=folder.path / "unmasking",
         fixed_points={size: FixedPoint.for_norm(bound, num_clients=size, dimension=dimension) for size in sizes},
         weight_limit=weight_limit,
         stop=session.stop,

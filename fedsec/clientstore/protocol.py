@@ -228,8 +228,8 @@ class ProtocolRecords:
         if kept is not None:
             if roster.version < kept.version or (roster.version == kept.version and roster.digest != kept.digest):
                 raise PeerError("server", "roster", f"version {kept.version} of the list of clients was seen; this one is older or another")
-            if roster.log_size < kept.log_size:
-                raise PeerError("server", "roster", "the log is shorter than it was")
+            if roster.log_size < kept.log_size or (roster.log_size == kept.log_size and roster.log_root != kept.log_root):
+                raise PeerError("server", "roster", "the log is shorter than it was, or another one")
         with database_errors(self._folder), self._commit() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO rosters VALUES (?, ?, ?, ?, ?, ?)",

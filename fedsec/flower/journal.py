@@ -68,15 +68,17 @@ class Journal:
             if not isinstance(names, dict) or any(type(value) is not kind for value in names.values()):
                 raise TypeError("a table of clients is not one")
 
-    def next_attempt(self, server_round: int, attempts: int) -> int | None:
-        """The attempt to begin a round with; None if the round is lost."""
+    def next_attempt(self, server_round: int, attempts: int, *, saved: bool = False) -> int | None:
+        """The attempt to begin a round with; None if there is no further one.
+
+        Args:
+            server_round: the round.
+            attempts: most that the plan allows.
+            saved: what was about to be unmasked is known from a file; else any cohort may have been, and none is tried again.
+        """
         if self.server_round != server_round:
             return 1
-        return None if self.unmasking or self.attempt >= attempts else self.attempt + 1
-
-    def is_unmasking(self, server_round: int) -> bool:
-        """Whether UNMASK was asked for in the last attempt at a round."""
-        return self.server_round == server_round and self.unmasking
+        return None if (self.unmasking and not saved) or self.attempt >= attempts else self.attempt + 1
 
     def begin(self, server_round: int, attempt: int, now_s: int) -> None:
         """Before CONFIG leaves."""

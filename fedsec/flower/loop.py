@@ -67,11 +67,12 @@ class CentralEvaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Who took part in a round: clients asked, updates in the mean, and refused answers as (client id, reason)."""
+    """Who took part in a round: clients asked, updates in the mean, refused answers as (client id, reason), and clients without an answer."""
 
     selected: int
     valid: int
     refused: tuple[tuple[str, str], ...]
+    dropped: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +206,11 @@ class FederationLoop:
         if outcome.total is not None and len(outcome.weights) >= self.plan.federation.min_clients:
             weights = capped_weights([outcome.weights[name] for name in sorted(outcome.weights)], weight_cap=self.plan.training.weight_cap)
             norm = self._apply(outcome.total / sum(weights))
-        counts = Counts(selected=len(everybody), valid=len(outcome.weights), refused=_first_of_each(outcome.refused))
+        # Refused late, in UNMASK say, is no loss: the update counts.
+        refused = tuple((name, reason) for name, reason in _first_of_each(outcome.refused) if name not in outcome.weights)
+        lost = sum(sum(cohort.dropouts.values()) for cohort in outcome.row.cohorts) - len(outcome.refused)
+        missing = len(everybody) - len(outcome.weights) - len(refused) if outcome.weights else min(lost, len(everybody))
+        counts = Counts(selected=len(everybody), valid=len(outcome.weights), refused=refused, dropped=max(0, missing))
         self._finish_round(server_round, counts, norm, started, secagg=outcome.row)
 
     def _open_round(self, server_round: int) -> None:
@@ -221,7 +226,8 @@ class FederationLoop:
         updates, refused = self._validate(server_round, replies, selected)
         if refused and len(refused) == len(selected):
             raise RoundAborted(f"no client trained in round {server_round}; {refused[0][0]} says: {refused[0][1]}")
-        counts = Counts(selected=len(selected), valid=len(updates), refused=tuple(refused))
+        dropped = len(selected) - len(updates) - len(refused)
+        counts = Counts(selected=len(selected), valid=len(updates), refused=tuple(refused), dropped=dropped)
         self._finish_round(server_round, counts, self._aggregate(updates), started)
 
     def _finish_round(
@@ -333,7 +339,7 @@ class FederationLoop:
             epsilon_rdp=rdp,
             num_selected=counts.selected,
             num_valid=counts.valid,
-            num_dropped=max(0, counts.selected - counts.valid - len(counts.refused)),
+            num_dropped=counts.dropped,
             rejected=counts.refused,
             update_norm=update_norm,
             seconds=time.perf_counter() - started,

@@ -97,7 +97,7 @@ class SecureRounds:
         journal: see there.
         log: the transparency log.
         evidence_dir: where evidence is kept.
-        saved_path: where a group is saved before UNMASK.
+        saved_dir: where groups are saved before UNMASK.
         fixed_points: encoding by cohort size.
         weight_limit: largest weight that a client may declare.
         stop: set to end the wait.
@@ -113,7 +113,7 @@ class SecureRounds:
     journal: Journal
     log: TransparencyLog
     evidence_dir: Path
-    saved_path: Path
+    saved_dir: Path
     fixed_points: Mapping[int, FixedPoint]
     weight_limit: int
     stop: threading.Event
@@ -134,9 +134,9 @@ class SecureRounds:
         """
         tally = Tally()
         server_round = given.request.server_round
-        attempt = self.journal.next_attempt(server_round, self.plan.secagg.attempts)
-        results = self._finish_saved(given, nodes, tally) if self.journal.is_unmasking(server_round) else {}
-        waiting = set(range(len(self.membership.cohorts)))
+        results = self._finish_saved(given, nodes, tally)
+        waiting = set(range(len(self.membership.cohorts))) - results.keys()
+        attempt = self.journal.next_attempt(server_round, self.plan.secagg.attempts, saved=bool(results))
         while attempt is not None and waiting:
             self.journal.begin(server_round, attempt, self.now_s())
             group = self._group(given, attempt, waiting)
@@ -155,16 +155,20 @@ class SecureRounds:
         return self._outcome(results, tally)
 
     def _finish_saved(self, given: RoundInput, nodes: Mapping[str, int], tally: Tally) -> dict[int, Opened | None]:
-        """Open what a server that died in UNMASK had saved; the same request gets the same answers."""
-        group = load_group(self.saved_path, lambda number: self.membership.cohorts[number], self.verify)
+        """Open what a server that died had saved before UNMASK, in any attempt of this round; the same request gets the same answers."""
         results: dict[int, Opened | None] = {}
-        if group is None or any(cohort.config.server_round != given.request.server_round for cohort in group.cohorts.values()):
+        if self.journal.server_round != given.request.server_round:
+            for path in self.saved_dir.glob("*.bin"):  # of rounds that have their checkpoint
+                path.unlink()
             return results
-        self._ask(group, Phase.UNMASK, given, nodes, tally)
-        group.close_phase()
-        for number, cohort in group.cohorts.items():
-            results[number] = self._open(cohort, nodes, given, tally)
-        tally.attempts = self.journal.attempt
+        for path in sorted(self.saved_dir.glob("*.bin")):
+            group = load_group(path, lambda number: self.membership.cohorts[number], self.verify)
+            if group is None or any(cohort.config.server_round != given.request.server_round for cohort in group.cohorts.values()):
+                continue
+            self._ask(group, Phase.UNMASK, given, nodes, tally)
+            group.close_phase()
+            results |= {number: self._open(cohort, nodes, given, tally) for number, cohort in group.cohorts.items()}
+            tally.attempts = self.journal.attempt
         return results
 
     # --- One attempt ------------------------------------------------------------------------------------------------------------
@@ -219,7 +223,8 @@ class SecureRounds:
             if not group.running():
                 break
             if phase is Phase.UNMASK:
-                save_group(self.saved_path, group)
+                self.saved_dir.mkdir(exist_ok=True)
+                save_group(self.saved_dir / f"{given.request.server_round:06d}-{self.journal.attempt}.bin", group)
                 self.journal.begin_unmasking()
                 unmasked = set(group.running())
             started = time.perf_counter()

@@ -195,6 +195,7 @@ class LocalPolicy:
         num_corrupt: least c: how many members it believes may work with the server.
         honest_minimum: least ``a_min - c``: honest clients in a sum.
         maximum_rows: most sketch rows of one update over all attempts of a round.
+        row_share: most sketch rows of one update, as a share of its entries: many rows rebuild an update that no noise covers.
         sketches_allowed: whether a sketch may leave at all; without DP it does not hide the update from a server that chooses the model.
 
     Raises:
@@ -205,6 +206,7 @@ class LocalPolicy:
     num_corrupt: int = 1
     honest_minimum: int = HONEST_MINIMUM
     maximum_rows: int = MAX_ATTEMPTS * 256
+    row_share: float = 1.0
     sketches_allowed: bool = True
 
     def __post_init__(self) -> None:
@@ -212,6 +214,8 @@ class LocalPolicy:
             value = getattr(self, name)
             if type(value) is not int or not least <= value <= MAX_COHORT * MAX_SKETCH_ROWS:
                 raise ConfigError(f"{value!r} is not a number from {least}", field=f"policy.{name}")
+        if type(self.row_share) is not float or not 0 < self.row_share <= 1:
+            raise ConfigError(f"{self.row_share!r} is not a share", field="policy.row_share")
         if type(self.sketches_allowed) is not bool:
             raise ConfigError("is not true or false", field="policy.sketches_allowed")
 
@@ -230,9 +234,10 @@ class LocalPolicy:
                 raise ConfigError(f"{name} is {offered}, this client's least is {least}", field="secagg")
         if not self.sketches_allowed:
             raise ConfigError("this client releases no sketches of updates without differential privacy", field="secagg")
-        if config.attempt * config.num_rows > self.maximum_rows:
+        if config.attempt * config.num_rows > min(self.maximum_rows, self.row_share * config.dimension):
             raise ConfigError(
-                f"{config.attempt * config.num_rows} sketch rows of one update, over {self.maximum_rows}", field="secagg.sketch_rows"
+                f"{config.attempt * config.num_rows} sketch rows of one update of {config.dimension} entries are more than this client releases",
+                field="secagg.sketch_rows",
             )
 
 

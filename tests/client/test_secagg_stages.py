@@ -402,10 +402,11 @@ def test_rounds_and_attempts_only_rise(story):
     assert story.join(0, story.config(server_round=3, nonce=b"3" * 32))
 
 
-def test_a_third_attempt_is_not_the_plans(story):
+def test_an_attempt_that_the_plan_does_not_allow_is_refused(story):
+    story.plan = load_plan(overrides=[*BASE, "secagg.attempts=1"])
     story.attempt(1).run(Phase.SHARE_KEYS)
-    with pytest.raises(FedsecError):
-        story.join(0, story.config(attempt=2, nonce=b"2" * 32), plan=load_plan(overrides=[*BASE, "secagg.attempts=1"]))
+    with pytest.raises(PeerError, match="the attempt in CONFIG"):
+        story.join(0, story.config(attempt=2, nonce=b"2" * 32))
 
 
 def test_a_nonce_is_good_for_one_round_of_one_run_only(story):
@@ -680,8 +681,13 @@ def test_a_list_of_another_ca_or_changed_by_one_byte_is_refused(story):
     foreign = relisted(story, ca=CertificateAuthority.create("simulation.fedsec", now=datetime.now(UTC)))
     with pytest.raises(FedsecError):
         story.give_roster(0, story.offer(since=size, membership=foreign))
-    good = story.offer(since=size)
+    good, authority = story.offer(since=size), CertificateAuthority.load(story.identities / "authority")
+    now = datetime.now(UTC)
+    others_server = authority.issue_server("server", Signer.generate().public_key, now=now).certificate_der
+    others_key = authority.issue_node("client-0000", Signer.generate().public_key, site="simulation", now=now).certificate_der
     for changed in (
+        replace(good, server_certificate=others_server),  # of the same CA, for the right name, and another key
+        replace(good, certificates=(others_key, *good.certificates[1:])),
         replace(good, roster=good.roster.replace(b"client-0003", b"client-0009")),
         replace(good, signature=bytes(64)),
         replace(good, certificates=(good.certificates[1], good.certificates[0], *good.certificates[2:])),
@@ -758,7 +764,11 @@ def test_a_deployed_client_that_requires_masks_trains_for_no_plan_in_clear(deplo
     for plan in (CLEAR, PLAN):
         with pytest.raises(PolicyRefusedError, match="masked updates only"):
             story.send(0, records.TRAIN, None, story.ordinary(plan=plan), MODEL)
+    story = deployed()  # one that does not insist trains in clear where the plan says clear, and only there
+    with pytest.raises(PolicyRefusedError, match="masked updates only"):
+        story.send(0, records.TRAIN, None, story.ordinary(plan=PLAN), MODEL)
     assert not (tmp_path / "home").exists() or read_ledger(tmp_path / "home") == ()
+    assert story.send(0, records.TRAIN, None, story.ordinary(plan=CLEAR), MODEL).content.array_records
 
 
 @pytest.mark.parametrize(

@@ -444,7 +444,7 @@ def test_a_server_that_died_in_unmask_opens_the_saved_group_and_gets_the_same_mo
 
 def test_without_the_saved_group_the_round_is_lost_and_never_tried_again(died, tmp_path):
     _, resume = died
-    (tmp_path / "run" / "unmasking.bin").unlink()
+    (tmp_path / "run" / "unmasking" / "000001-1.bin").unlink()
     rows, _, _ = resume()
     assert [row.secagg.cohorts[0].opening for row in rows] == ["not reached", "held"]
     assert "the round is lost" in rows[0].secagg.cohorts[0].reason
@@ -452,7 +452,7 @@ def test_without_the_saved_group_the_round_is_lost_and_never_tried_again(died, t
 
 def test_a_damaged_saved_group_is_said_to_be_and_nothing_is_opened(died, tmp_path):
     _, resume = died
-    path = tmp_path / "run" / "unmasking.bin"
+    path = tmp_path / "run" / "unmasking" / "000001-1.bin"
     good = path.read_bytes()
     for place in (0, 40, 300, len(good) // 2, len(good) - 1):
         path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
@@ -469,7 +469,7 @@ def test_a_damaged_saved_group_is_said_to_be_and_nothing_is_opened(died, tmp_pat
 def test_a_saved_group_replays_to_the_same_requests_and_only_for_its_own_members(died, tmp_path):
     plan, resume = died
     resume()
-    path = tmp_path / "run" / "unmasking.bin"  # of the round that ended last
+    path = tmp_path / "run" / "unmasking" / "000002-1.bin"  # of the round that ended last
     members = load_members(tmp_path / "run", plan)
     first = load_group(path, lambda _number: members, verify_signature)
     again = load_group(path, lambda _number: members, verify_signature)
@@ -481,6 +481,38 @@ def test_a_saved_group_replays_to_the_same_requests_and_only_for_its_own_members
     with pytest.raises(StorageError, match="damaged"):
         load_group(path, lambda _number: swapped, verify_signature)
     assert load_group(tmp_path / "absent.bin", lambda _number: members, verify_signature) is None
+
+
+class DiesInAttempt2:
+    """A grid whose server is killed when it asks for keys in a second attempt."""
+
+    def __init__(self, inner):
+        self.inner, self.joins = inner, 0
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        if messages and messages[0].metadata.message_type == "query.advertise_keys":
+            self.joins += 1
+            if self.joins == 2:
+                raise KeyboardInterrupt
+        return self.inner.push_messages(messages)
+
+
+def test_a_sum_opened_in_attempt_1_outlives_a_server_that_dies_in_attempt_2(run):
+    plan = plan_with(8, 1, "secagg.cohort_size=4")
+    _, out, _ = run(plan, name="probe")
+    half = [int(member.client_id[-4:]) for member in out["loop"].secure.membership.cohorts[1]]
+    fails = Times({(p, 1, "query.share_keys"): (FaultKind.ERROR,) for p in half[:2]})
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, faults=fails, wrap=DiesInAttempt2)
+    rows, _, folder = run(plan)
+    assert [cohort.opening for cohort in rows[0].secagg.cohorts] == ["held", "not reached"]
+    assert rows[0].num_valid == 4
+    for client in (folder / "clients").iterdir():
+        assert len(read_ledger(client)) <= 1
 
 
 def load_members(folder, plan):
@@ -514,9 +546,8 @@ def test_the_journal_says_which_attempt_comes_next(tmp_path):
     assert Journal.load(journal.path).next_attempt(1, 2) is None
     journal.begin_unmasking()
     there = Journal.load(journal.path)
-    assert there.is_unmasking(1)
-    assert not there.is_unmasking(2)
     assert there.next_attempt(1, 5) is None
+    assert there.next_attempt(1, 5, saved=True) == 3  # what was about to be unmasked is opened from the file; the others may try again
     assert there.next_attempt(2, 2) == 1
     journal.begin(2, 1, 300)
     there = Journal.load(journal.path)

@@ -114,7 +114,11 @@ def test_serial_numbers_are_random(authority):
     assert max(issued) > 1 << 120
 
 
-@pytest.mark.parametrize("key", [b"", bytes(33), b"\x02" + b"\xff" * 32, b"\x04" + bytes(64), KEY.public_key[:-1]])
+@pytest.mark.parametrize(
+    "key",
+    [b"", bytes(33), b"\x02" + b"\xff" * 32, b"\x04" + bytes(64), KEY.public_key[:-1]],
+    ids=["empty", "zeros", "no-point", "uncompressed", "short"],
+)
 def test_a_bad_key_gets_no_certificate(authority, key):
     with pytest.raises(CertificateError, match="no certificate for a public key"):
         authority.issue_node("a", key, site="s", now=NOW)
