@@ -72,8 +72,11 @@ class Plan(Section):
         return self.privacy.epsilon_cap if self.privacy.epsilon_cap is not None else self.privacy.epsilon
 
     def digest(self) -> str:
-        """Hex digest of everything that shapes the result; the name is left out."""
-        return digest_json(PLAN_FORMAT, plan_to_jsonable(self, include_name=False))
+        """Hex digest of everything that shapes the result: the name is left out, and so are the numbers of a protocol that is off."""
+        content = plan_to_jsonable(self, include_name=False)
+        if not self.secagg.enabled:
+            content["secagg"] = {"enabled": False}
+        return digest_json(PLAN_FORMAT, content)
 
 
 def plan_to_jsonable(plan: Plan, *, include_name: bool = True) -> dict[str, Any]:

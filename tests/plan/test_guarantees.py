@@ -5,7 +5,8 @@ import pytest
 from fedsec.plan.guarantees import delta_warning, guarantee_sentence, notes
 from fedsec.plan.load import load_plan
 
-OPEN = ["privacy.unit=none", "privacy.epsilon=inf"]
+CLEAR = "secagg.enabled=false"
+OPEN = ["privacy.unit=none", "privacy.epsilon=inf", CLEAR]
 
 
 def test_a_private_plan_names_unit_numbers_relation_adversary_and_assumption():
@@ -24,10 +25,11 @@ def test_a_plan_without_privacy_says_so_and_claims_nothing():
     ("overrides", "words"),
     [
         ([], "seed"),
-        ([], "sees each client's update in clear"),
+        ([CLEAR], "sees each client's update in clear"),
+        ([], "not one client's update"),
         (["training.batch_size=per-client"], "record count"),
-        (["federation.evaluate_clients=true"], "release outside epsilon"),
-        (["federation.fraction=0.5"], "not counted as amplification"),
+        ([CLEAR, "federation.evaluate_clients=true"], "release outside epsilon"),
+        ([CLEAR, "federation.fraction=0.5"], "not counted as amplification"),
         (["model.personal=['bias']"], "after the last release"),
         (["model.personal=['bias']", "model.personal_fit=dp"], "inside the noised gradient"),
         (["training.tail_average=5"], "post-processing"),

@@ -94,6 +94,14 @@ def test_a_malformed_override_is_refused(override):
         load_plan(overrides=[override])
 
 
+def test_numbers_of_a_protocol_that_is_off_do_not_change_a_plan(tmp_path):
+    off, rows, on = (
+        load_plan(overrides=words) for words in (["secagg.enabled=false"], ["secagg.enabled=false", "secagg.sketch_rows=64"], [])
+    )
+    assert off.digest() == rows.digest() != on.digest()
+    assert on.digest() != load_plan(overrides=["secagg.sketch_rows=64"]).digest()
+
+
 def test_overrides_take_toml_values_and_bare_words():
     plan = load_plan(overrides=["data.name=breast-cancer", "privacy.epsilon=4", "model.hidden=[8, 8]", 'name="my run"'])
     assert (plan.data.name, plan.privacy.epsilon, plan.model.hidden, plan.name) == ("breast-cancer", 4.0, (8, 8), "my run")
