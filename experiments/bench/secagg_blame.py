@@ -15,7 +15,7 @@ import numpy.typing as npt
 from experiments.bench.secagg_cohort import CohortRun
 from fedsec.secagg.blame import BlameServer
 from fedsec.secagg.checks import sign_statement
-from fedsec.secagg.evidence import EvidenceKind
+from fedsec.secagg.evidence_record import EvidenceKind
 from fedsec.secagg.masking import apply_masks, self_mask_key
 from fedsec.secagg.messages import BlameValues, EdgeValue
 from fedsec.secagg.opening import opened_edges

@@ -25,17 +25,8 @@ from fedsec.merkle import inclusion_proof
 from fedsec.secagg.checks import read_statement
 from fedsec.secagg.client_blame import AT_A_TIME
 from fedsec.secagg.dealing import leaf_hashes
-from fedsec.secagg.evidence import (
-    Evidence,
-    EvidenceKind,
-    Named,
-    OpenedKey,
-    ProvenLeaf,
-    ShownShare,
-    ViewOpening,
-    sum_of_edges,
-    verify_evidence,
-)
+from fedsec.secagg.evidence import Named, sum_of_edges, verify_evidence
+from fedsec.secagg.evidence_record import Evidence, EvidenceKind, OpenedKey, ProvenLeaf, ShownShare, ViewOpening
 from fedsec.secagg.fixedpoint import RingVector
 from fedsec.secagg.labels import Phase
 from fedsec.secagg.masking import edge_tag

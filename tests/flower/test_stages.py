@@ -36,7 +36,8 @@ from fedsec.secagg.checks import sign_statement
 from fedsec.secagg.client import Uploaded
 from fedsec.secagg.cohorts import assign_cohorts
 from fedsec.secagg.config import Member
-from fedsec.secagg.evidence import Evidence, verify_evidence
+from fedsec.secagg.evidence import verify_evidence
+from fedsec.secagg.evidence_record import Evidence
 from fedsec.secagg.group import GroupServer
 from fedsec.secagg.labels import Phase
 from fedsec.secagg.messages import Envelope, Input

@@ -31,7 +31,8 @@ from fedsec.merkle import merkle_root
 from fedsec.secagg import shamir
 from fedsec.secagg.blame import BlameOutcome, BlameServer, name_bad_dealers, name_share_liars
 from fedsec.secagg.dealing import _associated, box_keys, leaf_hashes
-from fedsec.secagg.evidence import Evidence, Named, verify_evidence
+from fedsec.secagg.evidence import Named, verify_evidence
+from fedsec.secagg.evidence_record import Evidence
 from fedsec.secagg.keys import PrivateKey
 from fedsec.secagg.labels import Phase
 from fedsec.secagg.messages import (

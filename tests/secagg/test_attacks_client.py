@@ -18,7 +18,8 @@ from fedsec.errors import FedsecError, LocalProtocolError, PeerError, RoundAbort
 from fedsec.merkle import inclusion_proofs
 from fedsec.secagg.blame import BlameServer, bare, name_bad_dealers, name_share_liars, proven_leaf, view_opening
 from fedsec.secagg.dealing import leaf_hashes
-from fedsec.secagg.evidence import Evidence, EvidenceKind, OpenedKey, ProvenLeaf, ShownShare, verify_evidence
+from fedsec.secagg.evidence import verify_evidence
+from fedsec.secagg.evidence_record import Evidence, EvidenceKind, OpenedKey, ProvenLeaf, ShownShare
 from fedsec.secagg.keys import PrivateKey
 from fedsec.secagg.labels import Phase
 from fedsec.secagg.messages import BlameRequest, BlameValues, Dealing, DealtLeaves, EdgeSeed, Envelope, RemovedEdge, Shares

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 from fedsec.flower import secure_records
-from fedsec.secagg import config, evidence, messages, wire
+from fedsec.secagg import config, evidence_record, messages, wire
 from fedsec.secagg.labels import Label, SignLabel
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "wire-format.md"
 BEGIN, END = "<!-- made by tests/secagg/test_wire_format_page.py -->", "<!-- end -->"
-MODULES = (config, messages, evidence, secure_records)
+MODULES = (config, messages, evidence_record, secure_records)
 
 
 def form(codec) -> str:  # noqa: PLR0911 - one line a kind
