@@ -174,7 +174,7 @@ class FederationLoop:
             grid=self.secure.grid,
             membership=self.secure.membership,
             log=self.secure.log,
-            timeout_s=self.plan.secagg.stage_timeout_s,
+            timeout_s=self.plan.federation.round_timeout_s,  # once a run, and engines may still be starting
             stop=self.services.stop,
             now_s=self.secure.now_s,
         )

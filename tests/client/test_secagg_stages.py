@@ -802,7 +802,7 @@ def test_rows_of_one_update_are_counted_over_the_attempts(deployed):
     story = deployed("max_sketch_rows = 64")
     story.give_roster(0)
     story.attempt(1).run(Phase.CONSISTENCY_CHECK)
-    with pytest.raises(PeerError, match="128 sketch rows of one update, over 64"):
+    with pytest.raises(PeerError, match="128 sketch rows of one update of 650 entries"):
         story.join(0, story.config(attempt=2, nonce=b"2" * 32))
 
 
