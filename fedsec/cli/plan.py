@@ -21,7 +21,7 @@ def check(
     as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
 ) -> None:
     """Say in words what the plan guarantees, or why it is refused and what would mend it."""
-    from fedsec.plan.guarantees import guarantee_sentence, notes
+    from fedsec.plan.guarantees import guarantee_sentence, notes, secagg_facts
     from fedsec.plan.load import load_plan
     from server.federation import noise_multiplier_of
 
@@ -35,6 +35,7 @@ def check(
             "notes": list(notes(checked)),
             "noise_multiplier": sigma,
             "total_steps": checked.total_steps,
+            "secagg": secagg_facts(checked),
         }
         print(json.dumps(facts, ensure_ascii=False))
         return

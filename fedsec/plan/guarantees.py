@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fedsec.plan.model import Plan
 from fedsec.plan.secure import cohort_numbers, hiding_statement
 
@@ -86,7 +88,8 @@ def secagg_notes(plan: Plan) -> tuple[str, ...]:
         "a bound in L2, one coordinate may carry it all."
     )
     lines.append(
-        "A sketch is post-processing of the noised update: the epsilon above covers it."
+        "A sketch is post-processing of the noised update: the epsilon above covers it. What clients spent in other runs is in their own ledgers, "
+        "which hold their caps; the server is not told, so the epsilon of a result is that of this run."
         if plan.is_private
         else "Without differential privacy, sketches do not hide an update from a server that chooses the model."
     )
@@ -94,6 +97,26 @@ def secagg_notes(plan: Plan) -> tuple[str, ...]:
         "In a simulation a throw-away CA in the run's folder certifies everybody: signatures and chains are real, identities are not."
     )
     return tuple(lines)
+
+
+def secagg_facts(plan: Plan) -> dict[str, Any] | None:
+    """The numbers behind :func:`secagg_notes`, for scripts; None without secure aggregation."""
+    if not plan.secagg.enabled:
+        return None
+    factor, bits = hiding_statement(plan)
+    cohorts = [
+        {
+            "count": item.count,
+            "num_clients": item.limits.num_clients,
+            "num_corrupt": item.limits.num_corrupt,
+            "threshold": item.limits.threshold,
+            "minimum_accepted": item.limits.minimum_accepted,
+            "tolerated_dropouts": item.limits.tolerated_dropouts,
+            "tolerated_dropouts_bad_dealers": max(item.drops_with_bad_dealers, 0),
+        }
+        for item in cohort_numbers(plan.secagg, plan.federation.num_clients)
+    ]
+    return {"cohorts": cohorts, "sketch_rows": plan.secagg.sketch_rows, "hiding_factor": factor, "log2_hiding": bits}
 
 
 def delta_warning(plan: Plan, smallest_client: int) -> str | None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedsec.plan.guarantees import delta_warning, guarantee_sentence, notes
+from fedsec.plan.guarantees import delta_warning, guarantee_sentence, notes, secagg_facts
 from fedsec.plan.load import load_plan
 
 CLEAR = "secagg.enabled=false"
@@ -37,6 +37,18 @@ def test_a_plan_without_privacy_says_so_and_claims_nothing():
 )
 def test_every_release_and_assumption_beside_the_model_has_its_note(overrides, words):
     assert any(words in note for note in notes(load_plan(overrides=overrides)))
+
+
+def test_the_numbers_for_scripts_are_those_of_the_words():
+    facts = secagg_facts(load_plan())
+    assert facts["cohorts"] == [
+        {
+            "count": 1, "num_clients": 20, "num_corrupt": 2, "threshold": 12, "minimum_accepted": 10, "tolerated_dropouts": 6,
+            "tolerated_dropouts_bad_dealers": 4,
+        }
+    ]  # fmt: skip
+    assert any("6 drop-outs are survived, 4 if" in note for note in notes(load_plan()))
+    assert secagg_facts(load_plan(overrides=[CLEAR])) is None
 
 
 @pytest.mark.parametrize(("smallest", "warned"), [(1000, True), (1001, True), (999, False), (0, False)])
