@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import lru_cache
 from typing import Any
 
 from fedsec.errors import DecodeError
@@ -73,13 +74,23 @@ def digest(label: str, *parts: bytes) -> bytes:
 
     Length prefixes make the encoding injective: ``digest(l, b"ab", b"c")`` differs from ``digest(l, b"a", b"bc")``.
     """
-    prefixed = [piece for part in (label.encode("utf-8"), *parts) for piece in (len(part).to_bytes(8, "big"), part)]
-    if sum(map(len, parts)) <= _JOINED_BYTES:  # one call costs a third of one for each piece
-        return hashlib.sha256(b"".join(prefixed)).digest()
+    pieces, size = [_label_prefix(label)], 0
+    for part in parts:
+        length = len(part)
+        size += length
+        pieces += (length.to_bytes(8, "big"), part)
+    if size <= _JOINED_BYTES:  # one call costs a third of one for each piece
+        return hashlib.sha256(b"".join(pieces)).digest()
     state = hashlib.sha256()
-    for piece in prefixed:
+    for piece in pieces:
         state.update(piece)
     return state.digest()
+
+
+@lru_cache(maxsize=256)
+def _label_prefix(label: str) -> bytes:
+    encoded = label.encode("utf-8")
+    return len(encoded).to_bytes(8, "big") + encoded
 
 
 def digest_json(label: str, value: Any) -> str:

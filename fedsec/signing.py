@@ -40,12 +40,18 @@ Verify: TypeAlias = Callable[[bytes, str, bytes, bytes], None]
 _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 _LABEL = re.compile(r"fedsec/[a-z0-9-]+/v[0-9]+/[a-z0-9-]+")
 _KEYS_REMEMBERED = 1 << 14
+_ECDSA = ec.ECDSA(hashes.SHA256())
+
+
+@functools.lru_cache(maxsize=256)
+def _label_prefix(label: str) -> bytes:
+    if not _LABEL.fullmatch(label):
+        raise ValueError(f"not a label of the form fedsec/<protocol>/v<n>/<purpose>: {label[:80]!r}")
+    return label.encode("ascii") + b"\0"
 
 
 def _signed_bytes(label: str, message: bytes) -> bytes:
-    if not _LABEL.fullmatch(label):
-        raise ValueError(f"not a label of the form fedsec/<protocol>/v<n>/<purpose>: {label[:80]!r}")
-    return label.encode("ascii") + b"\0" + message
+    return _label_prefix(label) + message
 
 
 def encode_public_key(key: ec.EllipticCurvePublicKey) -> bytes:
@@ -158,7 +164,7 @@ def verify_signature(public_key: bytes, label: str, message: bytes, signature: b
     if not (0 < r < _ORDER and 0 < s <= _ORDER // 2):
         raise SignatureError(f"a signature under {label} that is not canonical")
     try:
-        key.verify(encode_dss_signature(r, s), signed, ec.ECDSA(hashes.SHA256()))
+        key.verify(encode_dss_signature(r, s), signed, _ECDSA)
     except InvalidSignature:
         raise SignatureError(f"a signature under {label} that does not verify") from None
 

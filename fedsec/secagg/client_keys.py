@@ -217,7 +217,7 @@ class Dealt(Record):
                 disputed.append(dealer)
             else:
                 held[dealer] = shares
-        dealings = {part.sender: Dealing(context=seat.context, sender=part.sender, root=part.root).encode() for part in request.dealt}
+        dealings = {part.sender: self._dealing(part).encode() for part in request.dealt}
         view = base_view(seat.context, {advert.sender: advert.encode() for advert in self.adverts}, dealings, request.removed)
         return Ready(
             seat=seat,
@@ -255,8 +255,10 @@ class Dealt(Record):
         return leaf
 
     def _check_root(self, part: DealtPart, verify: Verify) -> None:
-        dealing = Dealing(context=self.seat.context, sender=part.sender, root=part.root)
-        verify_statement(dealing, part.signature, member=self.seat.members[part.sender], verify=verify)
+        verify_statement(self._dealing(part), part.signature, member=self.seat.members[part.sender], verify=verify)
+
+    def _dealing(self, part: DealtPart) -> Dealing:
+        return Dealing(context=self.seat.context, sender=part.sender, root=part.root)
 
     def _check_removed(self, request: MaskedInputRequest, leaves: dict[int, DealtLeaf]) -> set[int]:
         """The peers whose edge with this client is removed: those whose signed tag differs from its own, exactly."""

@@ -32,7 +32,7 @@ from fedsec.secagg.labels import (
     SEED_BYTES,
     SIGNATURE_BYTES,
 )
-from fedsec.secagg.wire import Blob, Codec, Fixed, ListOf, Part, Parted, Record, UInt
+from fedsec.secagg.wire import MAGIC, Blob, Codec, Fixed, ListOf, Part, Parted, Record, SmallRecord, UInt
 
 INDEX = UInt(2)
 CONTEXT = Fixed(CONTEXT_BYTES)
@@ -71,7 +71,7 @@ class Envelope(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Advert(Record):
+class Advert(SmallRecord):
     """Stage 1: fresh public keys, a commitment to the self-mask seed, and the declared weight."""
 
     TYPE = 10
@@ -91,7 +91,7 @@ class Advert(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dealing(Record):
+class Dealing(SmallRecord):
     """Stage 2: the Merkle root over one :class:`DealtLeaf` for each member of U1."""
 
     TYPE = 11
@@ -102,7 +102,7 @@ class Dealing(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DealtLeaf(Record):
+class DealtLeaf(SmallRecord):
     """What a dealer made for one receiver: the sealed shares, their hashes, and the tag of the edge between the two.
 
     The leaf for the dealer itself has an empty box and a zero tag: its own shares never leave before UNMASK.
@@ -125,6 +125,14 @@ class DealtLeaves(Record):
     FIELDS = (("leaves", ListOf(Part(DealtLeaf), MAX_COHORT)),)
     leaves: tuple[DealtLeaf, ...]
 
+    def encode(self) -> bytes:
+        """The same bytes as the table gives, from those that every leaf has for its Merkle hash."""
+        if len(self.leaves) > MAX_COHORT:
+            raise ValueError(f"{len(self.leaves)} leaves are over the limit of {MAX_COHORT}")
+        header = len(MAGIC) + 1
+        bodies = b"".join(leaf.encode()[header:] for leaf in self.leaves)
+        return MAGIC + bytes([self.TYPE]) + len(self.leaves).to_bytes(2, "big") + bodies
+
 
 @dataclass(frozen=True, kw_only=True)
 class Input(Record):
@@ -143,7 +151,7 @@ class Input(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SketchStatement(Record):
+class SketchStatement(SmallRecord):
     """Stage 4: a hiding commitment to the sketch; the server gets the sketch itself, peers only this."""
 
     TYPE = 15
@@ -165,7 +173,7 @@ class SketchOpening(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Consent(Record):
+class Consent(SmallRecord):
     """Stage 5: the sender holds the accepted and the rejected set, by digest, for sound."""
 
     TYPE = 17

@@ -17,6 +17,7 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Protocol, Self
 
 from fedsec.errors import DecodeError
@@ -241,4 +242,23 @@ class Record(Parted):
             raise DecodeError(f"a record of type {kind}, expected {cls.TYPE}")
         record: Self = Part(cls).read(reader)
         reader.finish()
+        return record
+
+
+class SmallRecord(Record):
+    """A record that keeps its own bytes: for small ones that are encoded, hashed and signed several times."""
+
+    @cached_property
+    def _bytes(self) -> bytes:
+        return super().encode()
+
+    def encode(self) -> bytes:
+        """See :class:`Record`."""
+        return self._bytes
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """See :class:`Record`; what was read is what would be written (rule 2)."""
+        record = super().decode(data)
+        record.__dict__["_bytes"] = bytes(data)
         return record
