@@ -6,6 +6,10 @@
     run.json           run id, plan digest, engine, versions
     checkpoints/       the server's state after each round
     clients/<id>/      simulated clients' stores
+    identities/        the throw-away CA of a simulation, everybody's keys and certificates, the signed list of clients
+    log/               the transparency log: list, rounds, evidence
+    rounds.json        the round of secure aggregation under way; unmasking/ holds what a restarted server opens
+    evidence/          proofs against clients that lied, if any
     result.json rounds.csv model.safetensors *.png *.csv     the result
     run.lock           held while a process runs in here
 

@@ -239,6 +239,8 @@ class FederationLoop:
         self.state.rows.append(row)
         self.state.elapsed_s += row.seconds
         self.checkpoints.save(server_round, *self.state.to_checkpoint())
+        if self.secure is not None:
+            self.secure.forget_saved()
         self.services.on_round(row)
 
     def select(self, server_round: int) -> tuple[str, ...]:

@@ -158,8 +158,7 @@ class SecureRounds:
         """Open what a server that died had saved before UNMASK, in any attempt of this round; the same request gets the same answers."""
         results: dict[int, Opened | None] = {}
         if self.journal.server_round != given.request.server_round:
-            for path in self.saved_dir.glob("*.bin"):  # of rounds that have their checkpoint
-                path.unlink()
+            self.forget_saved()  # of a round whose checkpoint was written just before the server died
             return results
         for path in sorted(self.saved_dir.glob("*.bin")):
             group = load_group(path, lambda number: self.membership.cohorts[number], self.verify)
@@ -170,6 +169,11 @@ class SecureRounds:
             results |= {number: self._open(cohort, nodes, given, tally) for number, cohort in group.cohorts.items()}
             tally.attempts = self.journal.attempt
         return results
+
+    def forget_saved(self) -> None:
+        """The round has its checkpoint: what was kept to open it again, masked vectors among it, goes."""
+        for path in self.saved_dir.glob("*.bin"):
+            path.unlink()
 
     # --- One attempt ------------------------------------------------------------------------------------------------------------
 

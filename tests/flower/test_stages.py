@@ -469,8 +469,7 @@ def test_a_damaged_saved_group_is_said_to_be_and_nothing_is_opened(died, tmp_pat
 
 def test_a_saved_group_replays_to_the_same_requests_and_only_for_its_own_members(died, tmp_path):
     plan, resume = died
-    resume()
-    path = tmp_path / "run" / "unmasking" / "000002-1.bin"  # of the round that ended last
+    path = tmp_path / "run" / "unmasking" / "000001-1.bin"
     members = load_members(tmp_path / "run", plan)
     first = load_group(path, lambda _number: members, verify_signature)
     again = load_group(path, lambda _number: members, verify_signature)
@@ -482,6 +481,8 @@ def test_a_saved_group_replays_to_the_same_requests_and_only_for_its_own_members
     with pytest.raises(StorageError, match="damaged"):
         load_group(path, lambda _number: swapped, verify_signature)
     assert load_group(tmp_path / "absent.bin", lambda _number: members, verify_signature) is None
+    resume()
+    assert list(path.parent.iterdir()) == []  # nothing of a round is kept past its checkpoint
 
 
 class DiesInAttempt2:
