@@ -85,7 +85,12 @@ def declared_batch_size(plan: Plan, client: SimulatedClient | DeployedClient) ->
     if isinstance(client, DeployedClient):
         return _deployed_batch_size(client, plan)
     data = federated_data(plan.data, num_clients=plan.federation.num_clients, seed=plan.federation.seed)
-    return simulated_batch_size(plan, data, client.partition)
+    honest = simulated_batch_size(plan, data, client.partition)
+    if plan.attack.name == "none":
+        return honest
+    from client.adversary import declared_size  # noqa: PLC0415 - simulations with attackers only
+
+    return declared_size(plan, client, honest)
 
 
 @lru_cache(maxsize=2)

@@ -16,6 +16,7 @@ from fedsec.codec import digest_json
 from fedsec.errors import DecodeError
 from fedsec.flower import records
 from fedsec.plan.model import Plan
+from fedsec.policy import PolicyRefusedError
 from fedsec.privacy.ledger import Spend
 from fedsec.privacy.streams import derive_key, fresh_root, simulation_root
 from fedsec.vectors import arrays_digest
@@ -31,6 +32,8 @@ def run_terms(request: records.RoundRequest) -> str:
 def admitted(request: records.RoundRequest, client: Client) -> Plan:
     """The plan of a request, once this client's policy lets the code that it names run."""
     plan = _plan(request.plan_json)
+    if isinstance(client, DeployedClient) and plan.attack.name != "none":
+        raise PolicyRefusedError("a plan with an attack is for simulations", field="attack.name", mend="remove the section [attack]")
     policy_of(client, plan).check_code(plan)
     return plan
 

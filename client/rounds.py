@@ -20,16 +20,17 @@ from flwr.app import Message
 from torch import nn
 
 from client.localdata import LocalData, local_data
-from client.requests import about_client, admitted, check_model_hash, open_store, round_key_of, run_terms, spend_of
+from client.requests import Client, about_client, admitted, check_model_hash, open_store, round_key_of, run_terms, spend_of
 from client.settings import SimulatedClient, identify, policy_of
 from client.train import local_update
 from fedsec.clientstore.store import FITTED, TRAINED, Answered, ClientStore, RoundQuestion
-from fedsec.errors import ConfigError, DecodeError
+from fedsec.errors import ConfigError, DataError, DecodeError
 from fedsec.flower import records
 from fedsec.models.evaluation import evaluate
 from fedsec.models.factory import build_model
 from fedsec.models.parameters import get_arrays, set_arrays, split_names
 from fedsec.models.personal import fit_personal
+from fedsec.models.sparse import refuse_sparse_layers
 from fedsec.plan.model import Plan
 from fedsec.privacy.dpsgd import SgdSettings
 from fedsec.privacy.streams import RoundStreams
@@ -85,11 +86,17 @@ def answer_train(message: Message, node_config: Mapping[str, Any]) -> Message:
         if isinstance(ticket, Answered):
             update = _decode(ticket.answer)
         else:
-            update, personal = train_update(plan, request, arrays, data, store, ticket.round_key)
+            update, personal = train_update(plan, request, arrays, data, store, ticket.round_key, client)
             store.finish_round(question, _encode(update), personal=personal)
         spends = store.segments() if plan.is_private else ()
     segments = tuple((spend.noise_multiplier, spend.sample_rate, spend.steps) for spend in spends)
-    return records.make_reply(message, about_client(client, request, data, segments), arrays=update)
+    about = about_client(client, request, data, segments)
+    if plan.attack.name != "none":
+        from client import adversary  # noqa: PLC0415 - simulations with attackers only
+
+        if (attacked := adversary.reply_in_clear(message, plan, client, about, update)) is not None:
+            return attacked
+    return records.make_reply(message, about, arrays=update)
 
 
 def answer_personalise(message: Message, node_config: Mapping[str, Any]) -> Message:
@@ -157,17 +164,51 @@ def train_update(
     data: LocalData,
     store: ClientStore,
     round_key: bytes,
+    client: Client,
 ) -> tuple[dict[str, FloatArray], bytes | None]:
-    """The update, and with ``personal_fit = "dp"`` the personal parameters to keep along with it."""
+    """The update, and with ``personal_fit = "dp"`` the personal parameters to keep along with it; a simulated attacker's is another.
+
+    Raises:
+        DataError: the training diverged: nothing that is not a number is ever sent.
+    """
+    if plan.attack.name != "none":
+        from client import adversary  # noqa: PLC0415 - simulations with attackers only
+
+        crew = adversary.crew_of(plan, client, request.server_round)
+        if crew is not None and not adversary.is_protocol_attack(plan):
+            return adversary.crafted(plan, request, arrays, crew, plain_update)[0], None
+    kept = store.personal(request.run_id, TRAINED) if plan.model.personal and plan.model.personal_fit == "dp" else None
+    update, personal = _train(plan, request, arrays, data, kept, round_key)
+    if not all(np.isfinite(array).all() for array in update.values()):
+        raise DataError("the training diverged: the update is not finite; a smaller training.learning_rate may help")
+    return update, personal
+
+
+def plain_update(
+    plan: Plan, request: records.RoundRequest, arrays: Mapping[str, npt.NDArray[np.generic]], data: LocalData, round_key: bytes
+) -> dict[str, FloatArray]:  # fmt: skip
+    """One honest training of any client's records, without personal parameters: also what simulated attackers reckon with."""
+    return _train(plan, request, arrays, data, None, round_key)[0]
+
+
+def _train(
+    plan: Plan,
+    request: records.RoundRequest,
+    arrays: Mapping[str, npt.NDArray[np.generic]],
+    data: LocalData,
+    kept: bytes | None,
+    round_key: bytes,
+) -> tuple[dict[str, FloatArray], bytes | None]:
     model, personal = _model(plan, data, arrays)
     inside = bool(personal) and plan.model.personal_fit == "dp"
     if inside:
-        kept = store.personal(request.run_id, TRAINED)
         if kept is not None:
             set_arrays(model, _decode(kept))
     else:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name not in personal)
+    if plan.secagg.enabled:
+        refuse_sparse_layers(model, arrays)
     training, privacy = plan.training, plan.privacy
     settings = SgdSettings(
         steps=training.steps,

@@ -34,6 +34,7 @@ from fedsec.errors import ConfigError, DecodeError, LogProofError, PeerError, Ve
 from fedsec.flower import records
 from fedsec.flower.secure_records import KeptCohort, RosterOffer, RosterReply, make_stage_reply, read_body
 from fedsec.plan.model import Plan
+from fedsec.plan.robust import rule_of
 from fedsec.plan.secure import cohort_limits
 from fedsec.secagg.checks import read_config
 from fedsec.secagg.client import Consented, Ready, Sketched, Uploaded
@@ -235,7 +236,7 @@ def _check_config(call: Call, config: RoundConfig, kept: KeptRoster, cohort: Kep
         (config.model_hash.hex(), request.model_hash, "model"),
         (config.terms_hash.hex(), run_terms(request), "plan"),
         (config.limits, limits, "limits of the cohort"),
-        ((config.num_rows, config.norm_slack, config.rule), (secagg.sketch_rows, secagg.norm_slack, call.plan.robust.rule), "rule"),
+        ((config.num_rows, config.norm_slack, config.rule), (secagg.sketch_rows, secagg.norm_slack, rule_of(call.plan)), "rule"),
         (config.attempt <= secagg.attempts, True, "attempt"),
         (cohort.not_before_s <= config.time_s <= cohort.not_after_s, True, "time"),
         (int(time.time()) <= cohort.not_after_s, True, "list of clients, whose period is over by this client's clock,"),
@@ -321,10 +322,24 @@ def run_stage(
         if (known := store.protocol.known_reply(ctx, name, request_hash)) is not None:
             return call.reply(known)
         stepped, data = step(call, call.phase(store, *kinds), store)
+        if call.plan.attack.name != "none":
+            stepped, data = _attacked(call, stage, store, stepped, data)
         phase = stored_form(stepped)
         store.protocol.store_reply(call.to_reply(ctx, name, request_hash, data, phase), unmask=unmask)
     call.keep(phase)
     return call.reply(data)
+
+
+def _attacked(call: Call, stage: Phase, store: ClientStore, stepped: Record, data: bytes) -> tuple[Record, bytes]:
+    """What a simulated client that lies says instead; a deployed one never gets here: it refuses plans with attacks."""
+    from client import adversary  # noqa: PLC0415 - simulations with attackers only
+
+    stored = store.answer(call.request.run_id, call.request.server_round)
+    if stored is None:
+        return stepped, data
+    honest = np.frombuffer(stored, dtype="<i4").astype(np.int32, copy=False)
+    at = adversary.Stage(phase=stage, server_round=call.request.server_round, signer=call.credentials.signer, matrix=call.matrix)
+    return adversary.lie_to(call.plan, call.client, at, stepped, data, honest=honest)
 
 
 def address_of(stage: Phase, body: bytes) -> tuple[bytes, str, bytes]:

@@ -14,7 +14,7 @@ from flwr.app import Context, Message
 
 from client.localdata import LocalData, local_data
 from client.requests import check_model_hash, open_store, round_key_of, run_terms, spend_of
-from client.rounds import train_update
+from client.rounds import plain_update, train_update
 from client.secagg import Call, address_of, stored_form
 from client.settings import policy_of
 from fedsec.clientstore.store import Answered, Charged, ClientStore, RoundQuestion
@@ -26,6 +26,7 @@ from fedsec.secagg.client import Ready
 from fedsec.secagg.client_keys import Dealt
 from fedsec.secagg.fixedpoint import BYTES_PER_ENTRY, IntVector
 from fedsec.secagg.labels import Phase
+from fedsec.secagg.wire import Record
 from fedsec.vectors import Layout
 
 
@@ -61,12 +62,12 @@ def answer_masked_input(message: Message, context: Context) -> Message:
         num_rows = ready.seat.config.num_rows
         if isinstance(ticket, Answered):
             encoded = np.frombuffer(ticket.answer, dtype="<i4").astype(np.int32, copy=False)
-            uploaded, body = ready.upload(encoded, signer=call.credentials.signer)
+            uploaded, body = _uploaded(call, ready, arrays, encoded)
             phase = stored_form(uploaded)
             store.protocol.store_upload(call.to_reply(ctx, name, request_hash, body, phase), num_rows=num_rows)
         else:
             encoded, personal = _trained(call, ready, arrays, data, store, ticket)
-            uploaded, body = ready.upload(encoded, signer=call.credentials.signer)
+            uploaded, body = _uploaded(call, ready, arrays, encoded)
             phase = stored_form(uploaded)
             reply = call.to_reply(ctx, name, request_hash, body, phase)
             store.finish_round(
@@ -77,6 +78,26 @@ def answer_masked_input(message: Message, context: Context) -> Message:
             )
     call.keep(phase)
     return call.reply(body)
+
+
+def _uploaded(call: Call, ready: Ready, arrays: ArrayMap, encoded: IntVector) -> tuple[Record, bytes]:
+    """The masked vector; of a simulated client that lies in it, another."""
+    uploaded, body = ready.upload(encoded, signer=call.credentials.signer)
+    if call.plan.attack.name == "none":
+        return uploaded, body
+    from client import adversary  # noqa: PLC0415 - simulations with attackers only
+
+    crew = adversary.crew_of(call.plan, call.client, call.request.server_round)
+    if crew is None or not adversary.is_protocol_attack(call.plan):
+        return uploaded, body
+    wanted, _ = adversary.crafted(call.plan, call.request, arrays, crew, plain_update)
+    fixed_point = ready.seat.config.fixed_point
+    vector = Layout.of(arrays).flatten(wanted)
+    poison = fixed_point.encode(vector, bytes(BYTES_PER_ENTRY * len(vector)))
+    at = adversary.Stage(
+        phase=Phase.MASKED_INPUT, server_round=call.request.server_round, signer=call.credentials.signer, matrix=call.matrix
+    )  # fmt: skip
+    return adversary.lie_to(call.plan, call.client, at, uploaded, body, honest=encoded, poison=poison)
 
 
 def _check_model(call: Call, ready: Ready, arrays: ArrayMap) -> None:
@@ -106,7 +127,7 @@ def _trained(
     call: Call, ready: Ready, arrays: ArrayMap, data: LocalData, store: ClientStore, ticket: Charged
 ) -> tuple[IntVector, bytes | None]:  # fmt: skip
     """The encoded update, and the personal parameters to keep along with it."""
-    update, personal = train_update(call.plan, call.request, arrays, data, store, ticket.round_key)
+    update, personal = train_update(call.plan, call.request, arrays, data, store, ticket.round_key, call.client)
     vector = Layout.of(arrays).flatten(update)
     rounding = KeyedStream(derive_key(ticket.round_key, Domain.ROUNDING)).random_bytes(BYTES_PER_ENTRY * len(vector))
     return ready.seat.config.fixed_point.encode(vector, rounding), personal

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedsec.data.federated import FederatedData
 from fedsec.files import atomic_write_bytes
-from fedsec.report import plots, secure, tables
+from fedsec.report import plots, rejection, secure, tables
 from fedsec.results import RunResult
 from fedsec.vectors import FloatArray
 
@@ -31,6 +31,9 @@ def write_artifacts(folder: Path, result: RunResult, model: Mapping[str, FloatAr
     if any(row.secagg is not None for row in result.rows):
         secure.write_secagg_csv(folder / "secagg.csv", result.rows)
         secure.plot_secagg(result, folder / "secagg.png")
+    if any(row.screening is not None for row in result.rows):
+        rejection.write_screening_csv(folder / "screening.csv", result.rows)
+        rejection.plot_screening(result, folder / "screening.png")
     if result.rows:
         plots.plot_accuracy_and_epsilon(result, folder / "accuracy_and_epsilon.png")
         plots.plot_recall(result, folder / "recall.png")

@@ -24,6 +24,7 @@ from fedsec.models.evaluation import evaluate
 from fedsec.models.factory import Model, build_model
 from fedsec.models.mixing import refuse_mixing_layers
 from fedsec.models.parameters import get_arrays, set_arrays, split_names
+from fedsec.models.sparse import refuse_sparse_layers
 from fedsec.plan.guarantees import guarantee_sentence
 from fedsec.plan.model import Plan
 from fedsec.privacy.accounting import Segment, epsilon_prv, epsilon_rdp
@@ -31,6 +32,9 @@ from fedsec.privacy.calibration import calibrate_noise_multiplier
 from fedsec.results import EpsilonReport, RunResult
 from fedsec.vectors import FloatArray, Layout
 from server.artifacts import write_artifacts
+from server.defence import build_defence, build_root_update
+from server.evidence import evidence_keeper
+from server.rejection import attack_success, rejection_report
 from server.secure import build_secure_rounds
 from server.session import current_session
 from server.setup import ServerSetup
@@ -113,41 +117,47 @@ def run_federation(grid: Grid, setup: ServerSetup) -> RunResult:
     """
     with setup.folder.lock(), contextlib.ExitStack() as cleanup:
         started = time.perf_counter()
-        loop, data = _build_loop(grid, setup, cleanup)
+        loop, evaluator = _build_loop(grid, setup, cleanup)
+        data = evaluator.data
         session = current_session()
         session.on_start(tuple(loop.state.rows))
         already_s = loop.state.elapsed_s
         finished = loop.run()
-        result = _result(loop, data, setup, finished=finished, duration_s=already_s + time.perf_counter() - started)
+        result = _result(loop, evaluator, setup, finished=finished, duration_s=already_s + time.perf_counter() - started)
         write_artifacts(setup.folder.path, result, loop.layout.unflatten(loop.state.released()), data)
         session.result = result
         return result
 
 
-def _build_loop(grid: Grid, setup: ServerSetup, cleanup: contextlib.ExitStack) -> tuple[FederationLoop, FederatedData]:
+def _build_loop(grid: Grid, setup: ServerSetup, cleanup: contextlib.ExitStack) -> tuple[FederationLoop, CentralEvaluator]:
     plan, folder, session = setup.plan, setup.folder, current_session()
     data = federated_data(plan.data, num_clients=plan.federation.num_clients, seed=plan.federation.seed)
     dataset = data.dataset
     model = build_model(plan.model, input_shape=dataset.x_test.shape[1:], num_classes=dataset.num_classes, seed=plan.federation.seed)
     refuse_mixing_layers(model, input_shape=dataset.x_test.shape[1:])
     shared, _ = split_names(model, plan.model.personal)
+    if plan.secagg.enabled:
+        refuse_sparse_layers(model, shared)
     arrays = get_arrays(model, shared)
     layout = Layout.of(arrays)
     checkpoints = CheckpointStore(folder.checkpoints, run_id=folder.run_id, plan_digest=plan.digest())
     checkpoint = checkpoints.load()
     state = ServerState.from_checkpoint(checkpoint, layout) if checkpoint is not None else ServerState.initial(layout.flatten(arrays))
+    evaluator = CentralEvaluator(model=model, data=data, device=plan.training.device)
     services = LoopServices(
-        evaluate=CentralEvaluator(model=model, data=data, device=plan.training.device),
+        evaluate=evaluator,
         epsilon=lambda segments: _epsilon(segments, plan.privacy.delta),
         on_round=session.on_round,
         on_answers=session.on_answers,
         stop=session.stop,
+        keep_evidence=evidence_keeper(folder.path),
     )
     sigma = _kept_noise_multiplier(plan, folder.path / "noise.json")
+    defence = build_defence(plan, sigma, state)
     secure: SecureRounds | None = None
     if plan.secagg.enabled:
         secure = build_secure_rounds(
-            grid, plan, folder, data, dimension=layout.size, noise_multiplier=sigma, session=session, cleanup=cleanup
+            grid, plan, folder, data, dimension=layout.size, noise_multiplier=sigma, defence=defence, session=session, cleanup=cleanup
         )
     loop = FederationLoop(
         grid=grid,
@@ -158,10 +168,12 @@ def _build_loop(grid: Grid, setup: ServerSetup, cleanup: contextlib.ExitStack) -
         state=state,
         checkpoints=checkpoints,
         services=services,
+        defence=defence,
         simulation_dir=str(folder.clients),
         secure=secure,
+        root_update=build_root_update(plan, model, data, layout),
     )
-    return loop, data
+    return loop, evaluator
 
 
 def _epsilon(segments: Segments, delta: float) -> tuple[float, float]:
@@ -182,9 +194,9 @@ def _personal_results(loop: FederationLoop, finished: bool) -> dict[str, float] 
     return {name: metrics.personal_accuracy for name, metrics in loop.evaluate_clients().items()}
 
 
-def _result(loop: FederationLoop, data: FederatedData, setup: ServerSetup, *, finished: bool, duration_s: float) -> RunResult:
-    plan = loop.plan
-    evaluation = loop.services.evaluate(loop.layout.unflatten(loop.state.released()))
+def _result(loop: FederationLoop, evaluator: CentralEvaluator, setup: ServerSetup, *, finished: bool, duration_s: float) -> RunResult:
+    plan, data = loop.plan, evaluator.data
+    evaluation = evaluator(loop.layout.unflatten(loop.state.released()))  # leaves the released model in the evaluator
     y_test = data.dataset.y_test
     return RunResult(
         run_id=loop.run_id,
@@ -207,6 +219,7 @@ def _result(loop: FederationLoop, data: FederatedData, setup: ServerSetup, *, fi
         rows=tuple(loop.state.rows),
         stopped_early=not finished,
         guarantee=guarantee_sentence(plan),
+        rejection=rejection_report(plan, loop.defence, loop.state.rows, data, attack_success=attack_success(plan, evaluator.model, data)),
         versions={name: metadata.version(name) for name in ("fedsec", "flwr", "torch", "opacus", "numpy")},
     )
 

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 
 from fedsec.data.federated import FederatedData
 from fedsec.data.sizes import largest_batch_size
+from fedsec.defence import Defence
 from fedsec.errors import StorageError
 from fedsec.flower.journal import Journal
 from fedsec.flower.roster import Membership
@@ -32,7 +33,8 @@ from server.session import Session
 
 
 def build_secure_rounds(
-    grid: Grid, plan: Plan, folder: RunFolder, data: FederatedData, *, dimension: int, noise_multiplier: float, session: Session,
+    grid: Grid, plan: Plan, folder: RunFolder, data: FederatedData, *, dimension: int, noise_multiplier: float, defence: Defence,
+    session: Session,
     cleanup: contextlib.ExitStack,
 ) -> SecureRounds:  # fmt: skip
     """Everything that the stages need, from the run's folder.
@@ -44,6 +46,7 @@ def build_secure_rounds(
         data: of the simulation.
         dimension: parameters of the model.
         noise_multiplier: sigma over clip norm.
+        defence: who counts.
         session: listeners.
         cleanup: closes the log at the end of the run.
 
@@ -71,6 +74,7 @@ def build_secure_rounds(
         saved_dir=folder.path / "unmasking",
         fixed_points={size: FixedPoint.for_norm(bound, num_clients=size, dimension=dimension) for size in sizes},
         weight_limit=weight_limit,
+        defence=defence,
         stop=session.stop,
         on_answers=session.on_answers,
     )

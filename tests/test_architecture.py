@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = {
     0: {"errors", "codec", "files", "jsonfields", "merkle", "signing", "vectors"},
     1: {"identity", "secagg", "privacy", "robust", "admission", "translog"},
-    2: {"plan", "policy", "clientstore", "data", "models", "results", "checkpoint", "runfolder"},
+    2: {"plan", "policy", "clientstore", "data", "models", "results", "checkpoint", "runfolder", "defence"},
     3: {"sim", "flower", "edge", "report"},
     4: {"cli", "__main__"},
 }

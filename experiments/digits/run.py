@@ -1,9 +1,9 @@
-"""The default plan over seeds, with and without secure aggregation, and without privacy.
+"""The default plan over seeds: attacked and defended, undefended, without the attack, without secure aggregation, without privacy.
 
 ``python -m experiments.digits.run [--seeds 5]``
 
 Every row is a real ``fedsec simulate`` run of the plan that ``fedsec simulate`` runs when it is given none. A seed decides the test part, the
-partition, the sampling and the noise. The run without privacy differs in three keys: no clipping, no noise, its own learning rate.
+partition, the sampling, the noise and who attacks. The run without privacy differs in three keys: no clipping, no noise, its own learning rate.
 """
 
 from __future__ import annotations
@@ -23,13 +23,23 @@ RESULTS = HERE / "results.json"
 RUNS = Path("runs") / "digits"
 SEEDS = 5
 
-CLEAR = ("secagg.enabled=false",)
-ARMS = {"default": (), "clear": CLEAR, "no-privacy": (*NO_PRIVACY, *CLEAR, "training.learning_rate=5.0")}
+ALONE = ("attack.compare=false",)  # the arms are the comparison
+PEACE = ("attack.name=none",)
+BARE = (*PEACE, "robust.rule=mean")
+CLEAR = (*BARE, "secagg.enabled=false")
+ARMS = {
+    "default": ALONE,
+    "undefended": (*ALONE, "robust.rule=mean"),
+    "no attack": PEACE,
+    "mean": BARE,
+    "clear": CLEAR,
+    "no-privacy": (*NO_PRIVACY, *CLEAR, "training.learning_rate=5.0"),
+}
 """The learning rate without privacy was chosen on held-out training records (README.md)."""
 
 
 def jobs_of(seeds: int) -> list[Job]:
-    """Both arms with every seed."""
+    """All arms with every seed."""
     return [Job(arm=arm, seed=seed, plan=None, overrides=overrides) for arm, overrides in ARMS.items() for seed in range(1, seeds + 1)]
 
 
@@ -66,23 +76,42 @@ def summary_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             "epsilon_rdp": epsilon["rdp"],
             "delta": epsilon["delta"],
             "noise_multiplier": epsilon["noise_multiplier"],
+            **rejection_of(of_arm),
         }
     return summary
 
 
+def rejection_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean over seeds of each figure of rejection; None where it is not defined in some seed."""
+    reports = [row["result"]["rejection"] or {} for row in rows]
+    figures: dict[str, Any] = {}
+    for key in ("precision", "recall", "auc", "honest_rate", "worst_honest_rate", "rounds_to_detection"):
+        values = [report.get(key) for report in reports]
+        figures[key] = None if None in values else sum(map(float, values)) / len(values)
+    return figures
+
+
 def table_of(content: dict[str, Any]) -> str:
     """The README's table."""
-    names = {"default": "default plan", "clear": "without secure aggregation", "no-privacy": "without privacy"}
+    names = {
+        "default": "default plan: 4 of 20 attack, defended",
+        "undefended": "the same, undefended",
+        "no attack": "defended, nobody attacks",
+        "mean": "no attack, no rule",
+        "clear": "the same without secure aggregation",
+        "no-privacy": "the same without privacy",
+    }
     rows = []
     for arm, line in content["summary"].items():
         private = line["delta"] is not None
         spread = f" ± {line['half_width_95']:.3f}" if line["half_width_95"] is not None else ""
         figures = [f"{float(line[key]):.3g}" for key in ("epsilon_prv", "epsilon_rdp", "noise_multiplier")] if private else ["∞", "∞", "0"]
         seeds = ", ".join(f"{accuracy:.3f}" for accuracy in line["accuracies"])
-        rows.append([names[arm], *figures, f"**{line['mean']:.3f}**{spread}", seeds, f"{line['slowest_wall_s']:.0f} s"])
+        found = ["–" if line[key] is None else f"{line[key]:.3f}" for key in ("precision", "recall", "honest_rate")]
+        rows.append([names[arm], *figures, f"**{line['mean']:.3f}**{spread}", seeds, *found, f"{line['slowest_wall_s']:.0f} s"])
     majority = next(iter(content["summary"].values()))["majority"]
-    rows.append(["majority class", "–", "–", "–", f"{majority:.3f}", "", ""])
-    return markdown_table(["", "ε (PRV)", "ε (RDP)", "σ", "accuracy, 95 % over seeds", "each seed", "slowest run"], rows)
+    rows.append(["majority class", "–", "–", "–", f"{majority:.3f}", "", "", "", "", ""])
+    return markdown_table(["", "ε (PRV)", "ε (RDP)", "σ", "accuracy, 95 % over seeds", "each seed", "precision", "recall", "honest rejected", "slowest run"], rows)
 
 
 def main() -> None:

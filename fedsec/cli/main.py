@@ -9,6 +9,7 @@ import sys
 
 import typer
 
+from fedsec.cli import attack as attack_command
 from fedsec.cli import plan as plan_commands
 from fedsec.cli import simulate as simulate_command
 from fedsec.errors import FedsecError
@@ -26,6 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("simulate", epilog=simulate_command.EPILOG)(simulate_command.simulate)
+app.command("attack", epilog=attack_command.EPILOG)(attack_command.attack)
 app.add_typer(plan_commands.app, name="plan")
 
 

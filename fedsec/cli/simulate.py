@@ -17,6 +17,7 @@ import typer
 
 if TYPE_CHECKING:
     from fedsec.plan.model import Plan
+    from fedsec.results import RunResult
     from fedsec.runfolder import RunFolder
     from fedsec.sim.faults import FaultPlan
     from server.session import Session
@@ -53,6 +54,7 @@ def simulate(
     quiet: bool = typer.Option(False, "--quiet", "-q", help="No progress on stderr."),
 ) -> None:
     """Run one federation on this machine and leave a folder with model, tables, plots and plan."""
+    from fedsec.cli.arms import run_arms
     from fedsec.errors import ConfigError
     from fedsec.plan.load import load_plan
     from fedsec.report.tables import print_result
@@ -71,17 +73,31 @@ def simulate(
         prepare_run_folder(folder_path, checked, resume=resume)
     _warn_early(checked, quiet=quiet)
     folder = prepare_run_folder(folder_path, checked, resume=resume, fresh=fresh)
-    session = _run(checked, folder, engine=engine, workers=workers, quiet=quiet)
-    if session.result is None:
+    result = _run(checked, folder, engine=engine, workers=workers, quiet=quiet).result
+    if result is None:
         raise typer.Exit(STOPPED_EXIT_CODE)
+    if not result.stopped_early:
+
+        def run_one(arm: Plan, path: Path) -> RunResult | None:
+            arm_folder = prepare_run_folder(path, arm, resume=True)
+            return _run(arm, arm_folder, engine=engine, workers=workers, quiet=quiet).result
+
+        result = run_arms(checked, result, run_one)
     if as_json:
-        print(json.dumps(session.result.to_json(), allow_nan=False))
+        print(json.dumps(result.to_json(), allow_nan=False))
     else:
         from rich.console import Console
 
-        print_result(session.result, Console())
-    if session.result.stopped_early:
+        print_result(result, Console())
+    if result.stopped_early or _lacks_arms(checked, result):
         raise typer.Exit(STOPPED_EXIT_CODE)
+
+
+def _lacks_arms(plan: Plan, result: RunResult) -> bool:
+    """Whether the runs to compare with were stopped."""
+    from fedsec.cli.arms import arms_of
+
+    return bool(arms_of(plan)) and (result.rejection is None or result.rejection.accuracy_no_attack is None)
 
 
 def _warn_early(plan: Plan, *, quiet: bool) -> None:

@@ -15,7 +15,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from flwr.serverapp import Grid
 
 from fedsec.checkpoint import CheckpointStore
 from fedsec.codec import digest_json
+from fedsec.defence import Defence
 from fedsec.errors import PeerError, RoundAborted
 from fedsec.flower.exchange import StopRequested, exchange
 from fedsec.flower.records import (
@@ -41,11 +42,12 @@ from fedsec.flower.records import (
     read_update,
 )
 from fedsec.flower.roster import RosterOffers
-from fedsec.flower.stages import RoundInput, SecureRounds
+from fedsec.flower.stages import RoundInput, SecureOutcome, SecureRounds
 from fedsec.flower.state import ServerState
 from fedsec.plan.model import Plan
-from fedsec.results import CohortRow, RoundRow, SecaggRow, SiteMetrics
-from fedsec.robust.rules import capped_weights, mean_update
+from fedsec.results import CohortRow, RoundRow, ScreeningRow, SecaggRow, SiteMetrics
+from fedsec.robust.reputation_records import Fault
+from fedsec.robust.rules import capped_weights
 from fedsec.robust.validation import ValidUpdate, validate_update
 from fedsec.vectors import FloatArray, Layout, arrays_digest
 
@@ -85,6 +87,7 @@ class LoopServices:
         on_round: told every finished round.
         on_answers: told (answers so far, clients asked) while a round waits.
         stop: set to end the run after the current wait.
+        keep_evidence: keeps what a client's message shows, and says where: (round, client id, reason, reply) → path in the result folder.
     """
 
     evaluate: Callable[[dict[str, FloatArray]], CentralEvaluation]
@@ -92,6 +95,7 @@ class LoopServices:
     on_round: Callable[[RoundRow], None]
     stop: threading.Event
     on_answers: Callable[[int, int], None] = lambda _answered, _asked: None
+    keep_evidence: Callable[[int, str, str, Message], str] = lambda _round, _client, _reason, _reply: ""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -108,7 +112,9 @@ class FederationLoop:
         checkpoints: where rounds are kept.
         services: see :class:`LoopServices`.
         simulation_dir: told to simulated clients.
+        defence: who counts.
         secure: secure aggregation; None where updates travel in clear.
+        root_update: the server's own model difference on its trusted records, for a rule that needs one; None: it has none.
         clients: client id → node id, after :meth:`join`.
     """
 
@@ -120,8 +126,10 @@ class FederationLoop:
     state: ServerState
     checkpoints: CheckpointStore
     services: LoopServices
+    defence: Defence
     simulation_dir: str = ""
     secure: SecureRounds | None = None
+    root_update: Callable[[FloatArray, int], npt.NDArray[np.float64]] | None = None
     clients: dict[str, int] = field(default_factory=dict)
 
     def run(self) -> bool:
@@ -200,18 +208,22 @@ class FederationLoop:
             self.state.asked[client_id] = self.state.asked.get(client_id, 0) + 1
         terms = digest_json("fedsec/run-terms/v1", [request.plan_json, request.noise_multiplier.hex()])
         record = arrays_to_record(arrays)
-        given = RoundInput(request=request, arrays=record, model_bytes=4 * self.layout.size, terms_hash=bytes.fromhex(terms))
+        given = RoundInput(
+            request=request,
+            arrays=record,
+            model_bytes=4 * self.layout.size,
+            terms_hash=bytes.fromhex(terms),
+            root=self._root(server_round),
+        )
         outcome = secure.run(given, self.clients)
         norm = 0.0
         if outcome.total is not None and len(outcome.weights) >= self.plan.federation.min_clients:
             weights = capped_weights([outcome.weights[name] for name in sorted(outcome.weights)], weight_cap=self.plan.training.weight_cap)
             norm = self._apply(outcome.total / sum(weights))
-        # Refused late, in UNMASK say, is no loss: the update counts.
-        refused = tuple((name, reason) for name, reason in _first_of_each(outcome.refused) if name not in outcome.weights)
-        lost = sum(sum(cohort.dropouts.values()) for cohort in outcome.row.cohorts) - len(outcome.refused)
-        missing = len(everybody) - len(outcome.weights) - len(refused) if outcome.weights else min(lost, len(everybody))
-        counts = Counts(selected=len(everybody), valid=len(outcome.weights), refused=refused, dropped=max(0, missing))
-        self._finish_round(server_round, counts, norm, started, secagg=outcome.row)
+        named = {name: Fault(reason=reason, evidence=outcome.evidence.get(name, "")) for name, reason in outcome.row.named}
+        screening = self.defence.finish(server_round, named=named)
+        counts = _secure_counts(outcome, screening, set(everybody))
+        self._finish_round(server_round, counts, norm, started, secagg=outcome.row, screening=screening)
 
     def _open_round(self, server_round: int) -> None:
         """Ask, wait, validate, aggregate; the server sees every update."""
@@ -223,29 +235,36 @@ class FederationLoop:
         for client_id in selected:  # before asking: who was asked may have spent, whatever comes back
             self.state.asked[client_id] = self.state.asked.get(client_id, 0) + 1
         replies = self._ask(request, TRAIN, selected, record)
-        updates, refused = self._validate(server_round, replies, selected)
-        if refused and len(refused) == len(selected):
+        updates, refused, named = self._validate(server_round, replies, selected)
+        if refused and len(refused) == len(selected) and not named:
             raise RoundAborted(f"no client trained in round {server_round}; {refused[0][0]} says: {refused[0][1]}")
         dropped = len(selected) - len(updates) - len(refused)
-        counts = Counts(selected=len(selected), valid=len(updates), refused=tuple(refused), dropped=dropped)
-        self._finish_round(server_round, counts, self._aggregate(updates), started)
+        norm, counted = self._aggregate(updates, server_round)
+        screening = self.defence.finish(server_round, named=named)
+        counts = Counts(selected=len(selected), valid=counted, refused=tuple(refused), dropped=dropped)
+        self._finish_round(server_round, counts, norm, started, screening=screening)
 
     def _finish_round(
-        self, server_round: int, counts: Counts, update_norm: float, started: float, *, secagg: SecaggRow | None = None
+        self, server_round: int, counts: Counts, update_norm: float, started: float, *, secagg: SecaggRow | None = None,
+        screening: ScreeningRow | None = None,
     ) -> None:  # fmt: skip
         self.state.server_round = server_round
         self.state.remember_tail(self.plan.training, self.plan.federation.rounds)
-        row = self._row(server_round, counts, update_norm, started, secagg)
+        row = replace(self._row(server_round, counts, update_norm, started, secagg), screening=screening)
         self.state.rows.append(row)
         self.state.elapsed_s += row.seconds
+        self.state.defence = self.defence.to_json()
         self.checkpoints.save(server_round, *self.state.to_checkpoint())
         if self.secure is not None:
             self.secure.forget_saved()
         self.services.on_round(row)
 
     def select(self, server_round: int) -> tuple[str, ...]:
-        """The clients asked in a round: a public, seeded choice, the same on every engine. It amplifies nothing."""
-        names = sorted(self.clients)
+        """The clients asked in a round: a public, seeded choice, the same on every engine. It amplifies nothing.
+
+        Who was excluded for a provable fault is not asked again; who is in quarantine is, and is scored.
+        """
+        names = sorted(set(self.clients) - self.defence.excluded)
         count = max(1, math.floor(len(names) * self.plan.federation.fraction + 1e-9))
         if count >= len(names):
             return tuple(names)
@@ -300,8 +319,9 @@ class FederationLoop:
 
     def _validate(
         self, server_round: int, replies: dict[str, Message], selected: Sequence[str]
-    ) -> tuple[list[ValidUpdate], list[tuple[str, str]]]:
-        updates, refused = [], []
+    ) -> tuple[list[ValidUpdate], list[tuple[str, str]], dict[str, Fault]]:
+        """Valid updates; (client id, reason) of refused answers; and among those the clients whose own message proves a fault."""
+        updates, refused, named = [], [], dict[str, Fault]()
         for name in selected:
             if (reply := replies.get(name)) is None:
                 continue
@@ -314,13 +334,23 @@ class FederationLoop:
                 self.state.reported_at[name] = self.state.asked[name]
             except PeerError as error:
                 refused.append((name, error.reason))
-        return updates, refused
+                if not reply.has_error():  # its own message shows the fault; an error reply shows that it did not train
+                    named[name] = Fault(reason=error.reason, evidence=self.services.keep_evidence(server_round, name, error.reason, reply))
+        return updates, refused, named
 
-    def _aggregate(self, updates: list[ValidUpdate]) -> float:
-        """Apply the mean; its L2 norm, or 0 if the model stayed as it was."""
+    def _aggregate(self, updates: list[ValidUpdate], server_round: int) -> tuple[float, int]:
+        """Apply what the rule makes of the updates: L2 norm of the step, 0 if the model stayed as it was; and how many updates counted."""
         if len(updates) < self.plan.federation.min_clients:
-            return 0.0
-        return self._apply(mean_update(updates, weight_cap=self.plan.training.weight_cap))
+            return 0.0, 0
+        root = self._root(server_round)
+        result = self.defence.aggregate(updates, server_round=server_round, dimension=self.layout.size, root=root)
+        counted = self.defence.num_accepted
+        if result is None or counted < self.plan.federation.min_clients:
+            return 0.0, 0
+        return self._apply(result), counted
+
+    def _root(self, server_round: int) -> npt.NDArray[np.float64] | None:
+        return self.root_update(self.state.vector, server_round) if self.root_update is not None else None
 
     def _apply(self, mean: npt.NDArray[np.float64]) -> float:
         return float(np.linalg.norm(mean)) if self.state.apply(mean, self.plan.training) else 0.0
@@ -362,6 +392,16 @@ class FederationLoop:
         since = self.state.asked.get(name, 0) - self.state.reported_at.get(name, 0)
         own = ((self.noise_multiplier, self.plan.training.sample_rate, self.plan.training.steps * since),) if since > 0 else ()
         return (*self.state.reported.get(name, ()), *own)
+
+
+def _secure_counts(outcome: SecureOutcome, screening: ScreeningRow | None, everybody: set[str]) -> Counts:
+    """Who of the roster counts, was refused, or is missing; whom the rule kept out is neither refused nor missing."""
+    # Refused late, in UNMASK say, is no loss: the update counts.
+    refused = tuple((name, reason) for name, reason in _first_of_each(outcome.refused) if name not in outcome.weights)
+    known = {*outcome.weights, *(name for name, _ in refused), *(screening.kept_out if screening is not None else ())}
+    lost = sum(sum(cohort.dropouts.values()) for cohort in outcome.row.cohorts) - len(outcome.refused)
+    missing = len(everybody - known) if outcome.weights else min(lost, len(everybody))
+    return Counts(selected=len(everybody), valid=len(outcome.weights), refused=refused, dropped=max(0, missing))
 
 
 def _first_of_each(refused: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:

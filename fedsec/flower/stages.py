@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import threading
 import time
@@ -23,16 +24,19 @@ from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from fedsec.codec import canonical_json
+from fedsec.defence import Defence
 from fedsec.errors import PeerError, RoundAborted
-from fedsec.files import atomic_write_bytes, sha256_file
+from fedsec.files import atomic_write_bytes, atomic_write_json, sha256_file
 from fedsec.flower.exchange import exchange
 from fedsec.flower.journal import Journal
 from fedsec.flower.records import RoundRequest
 from fedsec.flower.roster import Membership
 from fedsec.flower.saved import load_group, save_group
 from fedsec.flower.secure_records import STAGES, make_stage_request, read_reply, stage_type
+from fedsec.flower.sketch_rule import sketch_rule
 from fedsec.flower.tally import Tally
 from fedsec.plan.model import Plan
+from fedsec.plan.robust import rule_of
 from fedsec.plan.secure import cohort_limits
 from fedsec.results import CohortRow, SecaggRow
 from fedsec.secagg.blame import BlameServer, name_bad_dealers, name_share_liars
@@ -50,6 +54,9 @@ from fedsec.translog.log import TransparencyLog
 
 Sum = npt.NDArray[np.float64]
 
+JUDGED = "judged.json"
+"""Beside the saved groups: what the rule said of the round."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SecureOutcome:
@@ -60,12 +67,14 @@ class SecureOutcome:
         weights: declared weights of the accepted clients.
         refused: (client id, reason) of answers that were refused.
         row: for the result.
+        evidence: named client → path of its evidence in the result folder.
     """
 
     total: Sum | None
     weights: dict[str, int]
     refused: tuple[tuple[str, str], ...]
     row: SecaggRow
+    evidence: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,12 +86,14 @@ class RoundInput:
         arrays: the model.
         model_bytes: its size on the wire.
         terms_hash: digest of plan and noise.
+        root: the server's own model difference on trusted records, for a rule that needs one.
     """
 
     request: RoundRequest
     arrays: ArrayRecord
     model_bytes: int
     terms_hash: bytes
+    root: Sum | None = None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -100,6 +111,7 @@ class SecureRounds:
         saved_dir: where groups are saved before UNMASK.
         fixed_points: encoding by cohort size.
         weight_limit: largest weight that a client may declare.
+        defence: who counts.
         stop: set to end the wait.
         on_answers: told (answers so far, clients asked) while clients train.
         now_s: seconds since 1970.
@@ -116,6 +128,7 @@ class SecureRounds:
     saved_dir: Path
     fixed_points: Mapping[int, FixedPoint]
     weight_limit: int
+    defence: Defence
     stop: threading.Event
     on_answers: Callable[[int, int], None] = lambda _answered, _asked: None
     now_s: Callable[[], int] = lambda: int(time.time())
@@ -150,7 +163,8 @@ class SecureRounds:
             waiting = {number for number in group.failed if number not in unmasked}
             if tally.attempts == 0 and not results:
                 self._refuse_if_all_refused(tally)
-            attempt = attempt + 1 if attempt < self.plan.secagg.attempts and waiting else None
+            retry = attempt < self.plan.secagg.attempts and waiting and not tally.failed_closed  # another R would judge no better
+            attempt = attempt + 1 if retry else None
             tally.attempts += 1
         return self._outcome(results, tally)
 
@@ -160,6 +174,7 @@ class SecureRounds:
         if self.journal.server_round != given.request.server_round:
             self.forget_saved()  # of a round whose checkpoint was written just before the server died
             return results
+        self._restore_judgement(given.request.server_round)
         for path in sorted(self.saved_dir.glob("*.bin")):
             group = load_group(path, lambda number: self.membership.cohorts[number], self.verify)
             if group is None or any(cohort.config.server_round != given.request.server_round for cohort in group.cohorts.values()):
@@ -170,8 +185,18 @@ class SecureRounds:
             tally.attempts = self.journal.attempt
         return results
 
+    def _restore_judgement(self, server_round: int) -> None:
+        """Who was rejected, and why, before the server died."""
+        try:
+            kept = json.loads((self.saved_dir / JUDGED).read_text(encoding="utf-8"))["judged"]
+        except (OSError, ValueError, KeyError):
+            return  # the accepted set is in the saved group; only the report of this round is poorer
+        if kept is not None and kept.get("server_round") == server_round:
+            self.defence.restore_pending(kept)
+
     def forget_saved(self) -> None:
         """The round has its checkpoint: what was kept to open it again, masked vectors among it, goes."""
+        (self.saved_dir / JUDGED).unlink(missing_ok=True)
         for path in self.saved_dir.glob("*.bin"):
             path.unlink()
 
@@ -213,7 +238,7 @@ class SecureRounds:
             num_rows=secagg.sketch_rows,
             norm_slack=secagg.norm_slack,
             weight_limit=self.weight_limit,
-            rule=self.plan.robust.rule,
+            rule=rule_of(self.plan),
             nonce_commitment=nonce_commitment(nonce),
             time_s=self.journal.time_s,
         )
@@ -228,17 +253,27 @@ class SecureRounds:
                 break
             if phase is Phase.UNMASK:
                 self.saved_dir.mkdir(exist_ok=True)
+                atomic_write_json(self.saved_dir / JUDGED, {"judged": self.defence.pending})
                 save_group(self.saved_dir / f"{given.request.server_round:06d}-{self.journal.attempt}.bin", group)
                 self.journal.begin_unmasking()
                 unmasked = set(group.running())
             started = time.perf_counter()
             self._ask(group, phase, given, nodes, tally)
             if phase is Phase.SKETCH:
-                group.decide()
+                self._decide(group, given, tally)
             else:
                 group.close_phase()
             tally.add_time(phase, time.perf_counter() - started)
         return unmasked
+
+    def _decide(self, group: GroupServer, given: RoundInput, tally: Tally) -> None:
+        """Run the rule on the pooled sketches; where it says that nobody may count, the round is over for all of them."""
+        try:
+            group.decide(sketch_rule(self.defence, group, self.fixed_points, given.request.server_round, given.root))
+        except RoundAborted as error:
+            tally.failed_closed = error.reason
+            for number in group.running():
+                group.fail(number, error.reason)
 
     def _ask(self, group: GroupServer, phase: Phase, given: RoundInput, nodes: Mapping[str, int], tally: Tally) -> None:
         """Send one phase's requests, and hand the answers to the cohorts."""
@@ -351,6 +386,7 @@ class SecureRounds:
             self.log.append(LogEntry(kind=EntryKind.EVIDENCE, body=canonical_json({**self._facts(cohort), **facts})))
             self.journal.exclude(item.client_id, item.reason)
             tally.named.append((item.client_id, item.reason))
+            tally.evidence[item.client_id] = f"{self.evidence_dir.name}/{path.name}"
 
     def _log_round(self, cohort: CohortServer) -> None:
         names = [cohort.members[index].client_id for index in cohort.accepted]
@@ -406,7 +442,7 @@ class SecureRounds:
             named=tuple(tally.named),
             unresolved=tuple(tally.unresolved),
         )
-        return SecureOutcome(total=total, weights=weights, refused=tuple(tally.refused), row=row)
+        return SecureOutcome(total=total, weights=weights, refused=tuple(tally.refused), row=row, evidence=tally.evidence)
 
     def _row(self, number: int, opened: Opened | None, tally: Tally) -> CohortRow:
         lost = "the server restarted after shares were asked for, or too often; the round is lost"

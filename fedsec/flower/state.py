@@ -36,6 +36,7 @@ class ServerState:
         reported_at: client id → rounds in which it had been asked when it reported.
         rows: one per finished round.
         elapsed_s: seconds of training so far, over all sessions.
+        defence: what the defence remembers, as JSON; None before the first round.
     """
 
     server_round: int
@@ -48,6 +49,7 @@ class ServerState:
     reported_at: dict[str, int] = field(default_factory=dict)
     rows: list[RoundRow] = field(default_factory=list)
     elapsed_s: float = 0.0
+    defence: dict[str, Any] | None = None
 
     @classmethod
     def initial(cls, vector: FloatArray) -> ServerState:
@@ -87,6 +89,7 @@ class ServerState:
             "reported_at": self.reported_at,
             "rows": [row.to_json() for row in self.rows],
             "elapsed_s": self.elapsed_s,
+            "defence": self.defence,
         }
         return arrays, rest
 
@@ -101,7 +104,7 @@ class ServerState:
         if any(arrays.get(name) is None or arrays[name].shape != (layout.size,) for name in ("vector", "velocity", "tail_sum")):
             raise StorageError("the checkpoint holds another model; choose another folder")
         rest: Mapping[str, Any] = checkpoint.state
-        if missing := {"tail_count", "asked", "reported", "reported_at", "rows", "elapsed_s"} - rest.keys():
+        if missing := {"tail_count", "asked", "reported", "reported_at", "rows", "elapsed_s", "defence"} - rest.keys():
             raise StorageError(f"the checkpoint lacks {min(missing)}: it was made by another version; start a new run")
         reported = {
             name: tuple((float(sigma), float(rate), int(steps)) for sigma, rate, steps in segments)
@@ -118,4 +121,5 @@ class ServerState:
             reported_at=dict(rest["reported_at"]),
             rows=[RoundRow.from_json(row) for row in rest["rows"]],
             elapsed_s=rest["elapsed_s"],
+            defence=rest["defence"],
         )

@@ -20,6 +20,8 @@ class Tally:
         reasons: cohort → why it has no sum.
         openings: cohort → "failed", where a sum contradicted the sketches.
         seconds: stage → wall time.
+        evidence: named client → path of its evidence.
+        failed_closed: why the rule let nobody count; empty if it did.
     """
 
     attempts: int = 0
@@ -29,6 +31,8 @@ class Tally:
     reasons: dict[int, str] = field(default_factory=dict)
     openings: dict[int, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    failed_closed: str = ""
+    evidence: dict[str, str] = field(default_factory=dict)
     _asked: dict[tuple[int, str], int] = field(default_factory=lambda: defaultdict(int))
     _answered: dict[tuple[int, str], int] = field(default_factory=lambda: defaultdict(int))
     _refusals: dict[str, int] = field(default_factory=lambda: defaultdict(int))

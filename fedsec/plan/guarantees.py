@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from fedsec.plan.model import Plan
+from fedsec.plan.robust import UNDEFENDED, max_suspects, rule_of
 from fedsec.plan.secure import cohort_numbers, hiding_statement
 
 
@@ -29,6 +30,7 @@ def guarantee_sentence(plan: Plan) -> str:
 def notes(plan: Plan) -> tuple[str, ...]:
     """What else a careful reader must know, one sentence each."""
     lines = list(secagg_notes(plan)) if plan.secagg.enabled else []
+    lines += robust_notes(plan)
     if plan.is_private:
         if not plan.secagg.enabled:
             lines.append("The server sees each client's update in clear (no secure aggregation); the noise above covers that view.")
@@ -56,6 +58,31 @@ def notes(plan: Plan) -> tuple[str, ...]:
         lines.append(
             f"The released model is the mean of the last {plan.training.tail_average} rounds' models: post-processing, no extra epsilon."
         )
+    return tuple(lines)
+
+
+def robust_notes(plan: Plan) -> tuple[str, ...]:
+    """Which rule rejects outliers, how many at most, and what it does not promise."""
+    rule, count = rule_of(plan), plan.federation.num_clients
+    lines = []
+    if rule == UNDEFENDED:
+        few = f" ({count} clients are too few to tell outliers apart)" if plan.robust.rule == "auto" else ""
+        lines.append(f"No outlier is rejected{few}: one client that sends a poisoned update of usual size moves the model.")
+    else:
+        seen = "sketches" if plan.secagg.enabled else "updates in clear"
+        lines.append(
+            f'Outliers: rule "{rule}" on {seen} rejects at most {max_suspects(plan, count)} of {count} clients a round; with more suspects the round '
+            "is given up. What looks like an honest update in every measure of the rule is not found; its influence is that of an honest one."
+        )
+    if plan.attack.name != "none":
+        attacking = max(1, round(plan.attack.fraction * count))
+        lines.append(
+            f'Simulated attack "{plan.attack.name}" by {attacking} certified, colluding clients; a deployed client refuses this plan.'
+        )
+        if plan.secagg.enabled and attacking > plan.secagg.num_corrupt:
+            lines.append(
+                f"The {attacking} attackers are more than secagg.num_corrupt = {plan.secagg.num_corrupt}: what secure aggregation claims does not cover them."
+            )
     return tuple(lines)
 
 

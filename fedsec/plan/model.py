@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from fedsec.codec import digest_json
 from fedsec.errors import ConfigError
+from fedsec.plan.robust import UNDEFENDED, robust_rules, rule_of
 from fedsec.plan.sections import (
     AttackSection,
     DataSection,
@@ -50,7 +51,7 @@ class Plan(Section):
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        for rule in (_federation_rules, _data_rules, _model_rules, _privacy_rules, _secagg_rules, _unbuilt_rules):
+        for rule in (_federation_rules, _data_rules, _model_rules, _privacy_rules, _secagg_rules, robust_rules):
             rule(self)
         return self
 
@@ -72,10 +73,16 @@ class Plan(Section):
         return self.privacy.epsilon_cap if self.privacy.epsilon_cap is not None else self.privacy.epsilon
 
     def digest(self) -> str:
-        """Hex digest of everything that shapes the result: the name is left out, and so are the numbers of a protocol that is off."""
+        """Hex digest of everything that shapes the result: the name is left out, and so are the numbers of a protocol, rule or attack that is off."""
         content = plan_to_jsonable(self, include_name=False)
         if not self.secagg.enabled:
             content["secagg"] = {"enabled": False}
+        # Spelt as they were before there were other rules and attacks: results of such plans keep their names.
+        if rule_of(self) == UNDEFENDED:
+            content["robust"] = {"rule": UNDEFENDED}
+        if self.attack.name == "none":
+            content["attack"] = {"name": "none"}
+        content["attack"].pop("compare", None)  # what else is run beside it changes nothing in it
         return digest_json(PLAN_FORMAT, content)
 
 
@@ -191,11 +198,3 @@ def _secagg_rules(plan: Plan) -> None:
         raise ConfigError(
             f"{plan.secagg.sketch_rows} rows show nothing about the size of an update", field="secagg.sketch_rows", mend="use 32 or more"
         )
-
-
-def _unbuilt_rules(plan: Plan) -> None:
-    """Refuse what later issues build: asking for protection that is not there must never look like having it."""
-    if plan.robust.rule != "mean":
-        raise ConfigError(f'rule "{plan.robust.rule}" is not built yet in this version', field="robust.rule", mend='use "mean"')
-    if plan.attack.name != "none":
-        raise ConfigError(f'attack "{plan.attack.name}" is not built yet in this version', field="attack.name", mend='use "none"')

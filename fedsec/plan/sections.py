@@ -183,13 +183,52 @@ class SecaggSection(Section):
     )
 
 
-class RobustSection(Section):
-    """Rejection of outlier updates; not built yet, so a plan that asks for it is refused."""
+RuleName = Literal[
+    "auto", "mean", "screening", "filter", "krum", "multi-krum", "geometric-median", "centred-clipping", "nnm-geometric-median",
+    "arc-nnm-geometric-median", "fltrust", "spectral", "mad-filter", "foolsgold", "median", "trimmed-mean", "meamed", "bulyan",
+]  # fmt: skip
 
-    rule: Annotated[str, Field(max_length=64)] = Field("mean", description="aggregation rule")
+AttackName = Literal[
+    "none", "sign-flip", "fixed-direction", "gaussian", "dilution", "free-rider", "replay", "label-flip", "alie", "ipm", "optimised-alie",
+    "optimised-ipm", "min-max", "min-sum", "fang", "mimic", "relocated", "backdoor", "model-replacement", "constrain-and-scale", "dba",
+    "adaptive", "nan-value", "infinity", "huge-value", "denormal", "wrong-shape", "wrong-dtype", "wrong-names", "duplicate-names", "huge-array",
+    "negative-count", "huge-count", "sketch-lie", "sketch-lie-mod", "wrong-mask", "cancelling-pair", "silence",
+]  # fmt: skip
+
+
+class RobustSection(Section):
+    """Rejection of outlier updates."""
+
+    rule: RuleName = Field(
+        "auto", description="aggregation rule; auto: screening with privacy, else arc-nnm-geometric-median or, on sketches, filter"
+    )
+    num_byzantine: Annotated[int, Field(ge=0, le=500_000)] | None = Field(
+        None, description="f, the most clients that a rule may reject as suspects; default: a quarter of the clients"
+    )
+    reputation: bool = Field(True, description="judge over rounds: quarantine, probation, return")
+    quarantine_rounds: Annotated[int, Field(ge=1, le=10_000)] = Field(5, description="rounds in quarantine before probation")
+    root_examples: Annotated[int, Field(ge=1, le=1_000_000)] = Field(100, description="fltrust: the server's own trusted records")
 
 
 class AttackSection(Section):
-    """Simulated attackers; not built yet, so a plan that asks for them is refused."""
+    """Simulated attackers: certified clients of a simulation that collude. A deployed client refuses a plan with an attack."""
 
-    name: Annotated[str, Field(max_length=64)] = Field("none", description="attack")
+    name: AttackName = Field("none", description="attack; fedsec attack --list explains each")
+    fraction: Annotated[float, Field(gt=0.0, lt=0.5, allow_inf_nan=False)] = Field(0.2, description="share of the clients that attack")
+    knowledge: Literal["omniscient", "partial"] = Field(
+        "omniscient", description="omniscient: sees all honest updates of the round; partial: only what the attackers would send if honest"
+    )
+    strength: Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False)] | None = Field(
+        None, description="the attack's own number (factor, deviations, norm); default: the attack's"
+    )
+    own_noise: bool = Field(False, description="model attacks add the noise that an honest client would")
+    first_round: Annotated[int, Field(ge=1, le=100_000)] = Field(1, description="round of the first attack; honest before")
+    rounds_on: Annotated[int, Field(ge=1, le=100_000)] = Field(1, description="on-off: rounds of attack ...")
+    rounds_off: Annotated[int, Field(ge=0, le=100_000)] = Field(0, description="... and honest rounds between; 0: always on")
+    source_class: Annotated[int, Field(ge=0, le=10_000)] | None = Field(
+        None, description="label-flip, backdoor: class to change; default: all"
+    )
+    target_class: Annotated[int, Field(ge=0, le=10_000)] | None = Field(
+        None, description="label-flip, backdoor: class to see instead; default: the mirrored one, or 0"
+    )
+    compare: bool = Field(True, description="run the same federation undefended and without the attack beside it")

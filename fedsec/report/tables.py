@@ -44,6 +44,9 @@ ROUND_COLUMNS = (
     "recall",
     "site_accuracy",
     "rejected",
+    "num_kept_out",
+    "num_quarantined",
+    "failed_closed",
 )
 """Header of ``rounds.csv``; new columns go to the end."""
 
@@ -73,7 +76,8 @@ def write_rounds_csv(path: Path, rows: Iterable[RoundRow]) -> None:
     """Write one line for each round under :data:`ROUND_COLUMNS`.
 
     Shares are 0 to 1, times in seconds, sizes in bytes. ``recall`` holds one number for each class, separated by blanks, "n/a" for a class
-    without test records; ``site_accuracy`` and ``rejected`` hold ``name: value`` pairs, separated by " | ".
+    without test records; ``site_accuracy`` and ``rejected`` hold ``name: value`` pairs, separated by " | ". Of the rule:
+    ``num_kept_out`` counts clients that it rejected or that are in quarantine, ``failed_closed`` says why the model stayed as it was.
 
     Raises:
         StorageError: the file system refused.
@@ -104,6 +108,9 @@ def _round_cells(row: RoundRow) -> list[Any]:
         recall,
         " | ".join(sites),
         " | ".join(rejected),
+        None if row.screening is None else len(row.screening.kept_out),
+        None if row.screening is None else len(row.screening.quarantined),
+        None if row.screening is None else row.screening.failed,
     ]
 
 
@@ -171,7 +178,8 @@ def result_table(result: RunResult) -> Group:
 
 
 def _result_lines(result: RunResult) -> list[tuple[str, Text]]:
-    from fedsec.report.secure import secure_lines  # noqa: PLC0415 - it writes tables itself
+    from fedsec.report.rejection import rejection_lines  # noqa: PLC0415 - it writes tables itself
+    from fedsec.report.secure import secure_lines  # noqa: PLC0415 - so does it
 
     accuracy = Text(text.percent(result.accuracy), style="bold green")
     if result.majority_accuracy is not None:
@@ -187,7 +195,9 @@ def _result_lines(result: RunResult) -> list[tuple[str, Text]]:
             ("", Text(f"RDP accountant: ε = {text.epsilon(spent.rdp)}; noise multiplier σ = {text.decimal(spent.noise_multiplier)}"))
         )
         lines.append(("randomness", Text(text.printable(result.randomness))))
-    lines += [(name, Text(line, style="bold green" if good else "yellow")) for name, line, good in secure_lines(result)]
+    told = {text.printable(one.client_id, 40) for one in (result.rejection.named if result.rejection is not None else ())}
+    secure = [line for line in secure_lines(result) if line[0] != "named" or line[1].partition(": ")[0] not in told]
+    lines += [(name, Text(line, style="bold green" if good else "yellow")) for name, line, good in (*secure, *rejection_lines(result))]
     lines.append(("run", Text(f"{who_and_how_long(result)}, engine {text.printable(result.engine)}")))
     rejected = sum(len(row.rejected) for row in result.rows)
     dropped = sum(row.num_dropped for row in result.rows)

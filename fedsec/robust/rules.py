@@ -1,4 +1,4 @@
-"""How valid updates become one mean update. So far one rule: the capped mean of sum-form updates.
+"""How valid updates become one mean update: the capped mean of sum-form updates. All other rules: ``fedsec.robust.registry``.
 
 Sum form (PRIVACY and ROBUST design notes): client k sends ``x_k = B_k * delta_k`` with its declared expected batch size B_k;
 the server divides the sum by the sum of the declared sizes. So every x_k carries noise of the same, publicly known deviation,
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from fedsec.robust.validation import ValidUpdate
 
 
-def capped_weights(batch_sizes: Sequence[int], *, weight_cap: float) -> tuple[float, ...]:
+def capped_weights(batch_sizes: Sequence[float], *, weight_cap: float) -> tuple[float, ...]:
     """``min(B_k, weight_cap * median B)``: a client that declares an enormous batch cannot dilute the others' updates.
 
     >>> capped_weights([10, 10, 10, 200], weight_cap=3.0)

@@ -212,6 +212,19 @@ class SketchMatrix:
                 written[row - first_row, start : start + len(words)] = ((words >> (2 * place)) & 3).astype(np.int8) - 1
         return written
 
+    def row_products(self) -> npt.NDArray[np.int64]:
+        """R·Rᵀ, exact: int64 [num_rows, num_rows]. Whoever whitens sketches needs it; it costs ``k²·d`` products.
+
+        The entries are -1, 0 and 1, so a float32 sum over fewer than 2**24 of their products is exact.
+        """
+        total = np.zeros((self.num_rows, self.num_rows), dtype=np.int64)
+        shifts = 2 * np.arange(ROWS_PER_WORD, dtype=np.uint16)
+        for _, words in self._wide_pieces():
+            fields = (words[:, :, None] >> shifts) & np.uint16(3)
+            written = fields.reshape(len(words), -1).astype(np.float32) - np.float32(1)
+            total += (written.T @ written).astype(np.int64)
+        return total
+
     def _wide_pieces(self) -> Iterator[tuple[int, npt.NDArray[np.uint16]]]:
         """``(first coordinate, words)`` over all row groups side by side: little-endian [coordinates, groups]."""
         groups = [self._pieces(group, _WIDE_PIECE) for group in range(self.num_rows // ROWS_PER_WORD)]

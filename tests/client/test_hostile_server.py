@@ -35,7 +35,7 @@ def undeclared():
     x, y = base()
     return {"x": x, "y": y % 9, "x_test": x[:50], "y_test": y[:50]}
 """
-PRIVATE = ["secagg.enabled=false", "privacy.noise_multiplier=60.0", "privacy.epsilon=1", "training.steps=1", "training.sample_rate=1.0", "training.batch_size=32",
+PRIVATE = ["robust.rule=mean", "attack.name=none", "secagg.enabled=false", "privacy.noise_multiplier=60.0", "privacy.epsilon=1", "training.steps=1", "training.sample_rate=1.0", "training.batch_size=32",
            "training.learning_rate=1.0", "model.personal=['bias']"]  # fmt: skip
 AFTER = load_plan(overrides=PRIVATE)
 INSIDE = load_plan(overrides=[*PRIVATE, "model.personal_fit=dp"])
@@ -92,6 +92,14 @@ def test_code_that_the_operator_did_not_list_never_runs(tmp_path, kind):
     with pytest.raises(ConfigError, match="does not run"):
         ask(client(tmp_path, policy="allow_evaluation = true"), 1, plan, GENTLE, kind=kind)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("attack", ["sign-flip", "label-flip", "nan-value", "backdoor"])
+def test_a_server_cannot_turn_a_deployed_client_into_an_attacker(tmp_path, attack):
+    plan = load_plan(overrides=[*PRIVATE, f"attack.name={attack}"])
+    with pytest.raises(ConfigError, match="for simulations"):
+        ask(client(tmp_path), 1, plan, GENTLE)
+    assert not (tmp_path / "home").exists()  # refused before a ledger was founded
 
 
 @pytest.mark.parametrize("line", ['allow_evaluation = "false"', 'allow_unprotected = "no"', "allow_unprotected = 1", "epsilon_cap = true"])

@@ -16,7 +16,16 @@ from fedsec.plan.load import load_plan
 from fedsec.vectors import arrays_digest
 
 SIGMA = 1.6
-PLAN = load_plan(overrides=["secagg.enabled=false", "privacy.noise_multiplier=1.6", "federation.rounds=4", "privacy.epsilon=3"])
+PLAN = load_plan(
+    overrides=[
+        "attack.name=none",
+        "robust.rule=mean",
+        "secagg.enabled=false",
+        "privacy.noise_multiplier=1.6",
+        "federation.rounds=4",
+        "privacy.epsilon=3",
+    ]
+)
 
 
 @pytest.fixture(autouse=True)

@@ -58,7 +58,7 @@ from server.secure import build_secure_rounds
 from server.session import Session
 
 SIGMA = 8.0
-BASE = ["federation.num_clients=4", "federation.rounds=4", "secagg.num_corrupt=1", "secagg.sketch_rows=64", f"privacy.noise_multiplier={SIGMA}",
+BASE = ["robust.rule=mean", "attack.name=none", "federation.num_clients=4", "federation.rounds=4", "secagg.num_corrupt=1", "secagg.sketch_rows=64", f"privacy.noise_multiplier={SIGMA}",
         "privacy.epsilon=50", "training.steps=1", "training.batch_size=20"]  # fmt: skip
 PLAN = load_plan(overrides=BASE)
 CLEAR = load_plan(overrides=[*BASE, "secagg.enabled=false"])

@@ -12,6 +12,10 @@ import pytest
 
 PLAN = [
     "--set",
+    "attack.name=none",
+    "--set",
+    "robust.rule=mean",
+    "--set",
     "federation.num_clients=5",
     "--set",
     "federation.rounds=8",

@@ -15,6 +15,7 @@ from fedsec.errors import ConfigError
 RUNNER = CliRunner()
 CLIENTS, ROUNDS, DIMENSION = 8, 4, 650
 PLAN = [
+    "robust.rule=mean", "attack.name=none",
     f"federation.num_clients={CLIENTS}", f"federation.rounds={ROUNDS}", "secagg.num_corrupt=1", "secagg.sketch_rows=64",
     "privacy.noise_multiplier=4.0", "privacy.epsilon=60", "training.tail_average=1",
 ]  # fmt: skip

@@ -13,6 +13,8 @@ from fedsec.plan.load import load_plan
 
 SMALL = [
     "--set",
+    "attack.name=none",
+    "--set",
     "secagg.num_corrupt=1",
     "--set",
     "federation.num_clients=6",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fedsec.checkpoint import CheckpointStore
+from fedsec.defence import Defence
 from fedsec.flower import compat
 from fedsec.flower.loop import CentralEvaluation, FederationLoop, LoopServices
 from fedsec.flower.records import About, make_reply
@@ -61,6 +62,8 @@ def loop_over(tmp_path, grid, stop):
             "privacy.noise_multiplier=1.6",
             "federation.round_timeout_s=0.3",
             "secagg.enabled=false",
+            "robust.rule=mean",
+            "attack.name=none",
         ]
     )
     steps_as_epsilon = lambda segments: (float(sum(s[2] for s in segments)),) * 2  # noqa: E731 - a stand-in that is easy to read
@@ -71,7 +74,7 @@ def loop_over(tmp_path, grid, stop):
         stop=stop,
     )
     return FederationLoop(
-        grid=grid, plan=plan, run_id="r", noise_multiplier=1.6, layout=LAYOUT, state=ServerState.initial(np.zeros(8, np.float32)),
+        grid=grid, plan=plan, run_id="r", noise_multiplier=1.6, layout=LAYOUT, defence=Defence(plan=plan, noise_stddev=0.0), state=ServerState.initial(np.zeros(8, np.float32)),
         checkpoints=CheckpointStore(tmp_path, run_id="r", plan_digest="d"), services=services,
     )  # fmt: skip
 

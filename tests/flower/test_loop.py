@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fedsec.checkpoint import CheckpointStore
+from fedsec.defence import Defence
 from fedsec.errors import RoundAborted, StorageError
 from fedsec.flower.local import run_local
 from fedsec.flower.loop import CentralEvaluation, FederationLoop, LoopServices
@@ -27,6 +28,8 @@ def plan_with(*overrides):
         f"federation.num_clients={CLIENTS}",
         "federation.rounds=3",
         "federation.round_timeout_s=5.0",
+        "robust.rule=mean",
+        "attack.name=none",
         "privacy.unit=none",
         "secagg.enabled=false",
         "privacy.epsilon=inf",
@@ -82,6 +85,7 @@ def run_loop(tmp_path, app, plan=None, *, faults=None, stop_after=None):
             run_id="run",
             noise_multiplier=0.0,
             layout=LAYOUT,
+            defence=Defence(plan=plan, noise_stddev=0.0),
             state=ServerState.initial(np.zeros(LAYOUT.size, np.float32)),
             checkpoints=CheckpointStore(tmp_path / "checkpoints", run_id="run", plan_digest=plan.digest()),
             services=LoopServices(

@@ -19,6 +19,7 @@ from client.app import app as honest_app
 from fedsec.checkpoint import CheckpointStore
 from fedsec.clientstore.inspect import read_ledger
 from fedsec.data.federated import federated_data
+from fedsec.defence import Defence
 from fedsec.errors import RoundAborted, StorageError
 from fedsec.files import sha256_file
 from fedsec.flower import compat
@@ -53,7 +54,7 @@ from server.session import Session
 
 SIGMA = 8.0
 LAYOUT = Layout((("bias", (10,)), ("weight", (10, 64))))
-BASE = ["secagg.num_corrupt=1", "secagg.sketch_rows=64", f"privacy.noise_multiplier={SIGMA}", "privacy.epsilon=50", "training.steps=1",
+BASE = ["robust.rule=mean", "attack.name=none", "secagg.num_corrupt=1", "secagg.sketch_rows=64", f"privacy.noise_multiplier={SIGMA}", "privacy.epsilon=50", "training.steps=1",
         "training.batch_size=20", "federation.round_timeout_s=30.0", "secagg.stage_timeout_s=30.0", "federation.min_clients=2"]  # fmt: skip
 
 
@@ -93,9 +94,18 @@ def run(tmp_path, certified, monkeypatch):
         def main(grid, context):
             with contextlib.ExitStack() as cleanup:
                 secure, loop_grid = None, wrap(grid)
+                defence = Defence(plan=plan, noise_stddev=0.0)
                 if plan.secagg.enabled:
                     secure = build_secure_rounds(
-                        loop_grid, plan, folder, data, dimension=LAYOUT.size, noise_multiplier=SIGMA, session=Session(), cleanup=cleanup
+                        loop_grid,
+                        plan,
+                        folder,
+                        data,
+                        dimension=LAYOUT.size,
+                        noise_multiplier=SIGMA,
+                        defence=defence,
+                        session=Session(),
+                        cleanup=cleanup,
                     )
                 checkpoints = CheckpointStore(folder.checkpoints, run_id="run", plan_digest=plan.digest())
                 kept = checkpoints.load()
@@ -107,7 +117,7 @@ def run(tmp_path, certified, monkeypatch):
                     stop=threading.Event(),
                 )
                 loop = FederationLoop(
-                    grid=loop_grid, plan=plan, run_id="run", noise_multiplier=SIGMA, layout=LAYOUT, checkpoints=checkpoints, services=services,
+                    grid=loop_grid, plan=plan, run_id="run", noise_multiplier=SIGMA, layout=LAYOUT, checkpoints=checkpoints, services=services, defence=defence,
                     state=ServerState.initial(zero) if kept is None else ServerState.from_checkpoint(kept, LAYOUT),
                     simulation_dir=str(folder.clients), secure=secure,
                 )  # fmt: skip

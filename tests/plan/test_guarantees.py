@@ -43,11 +43,11 @@ def test_the_numbers_for_scripts_are_those_of_the_words():
     facts = secagg_facts(load_plan())
     assert facts["cohorts"] == [
         {
-            "count": 1, "num_clients": 20, "num_corrupt": 2, "threshold": 12, "minimum_accepted": 10, "tolerated_dropouts": 6,
-            "tolerated_dropouts_bad_dealers": 4,
+            "count": 1, "num_clients": 20, "num_corrupt": 4, "threshold": 13, "minimum_accepted": 10, "tolerated_dropouts": 3,
+            "tolerated_dropouts_bad_dealers": 0,
         }
     ]  # fmt: skip
-    assert any("6 drop-outs are survived, 4 if" in note for note in notes(load_plan()))
+    assert any("3 drop-outs are survived, 0 if" in note for note in notes(load_plan()))
     assert secagg_facts(load_plan(overrides=[CLEAR])) is None
 
 

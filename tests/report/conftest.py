@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from fedsec.report.attack_rows import CellRow
 from fedsec.results import EpsilonReport, RoundRow, RunResult
 
 
@@ -75,6 +76,37 @@ def make_row():
 def make_result():
     """``make_result(count, private=…, **changes)``: one run of three classes."""
     return _result
+
+
+def _cell_row(**changes):
+    values = {
+        "attack": "alie",
+        "rule": "screening",
+        "fraction": 0.2,
+        "seed": 1,
+        "strength": None,
+        "accuracy": 0.5,
+        "majority_accuracy": 0.1,
+        "num_clients": 20,
+        "num_attackers": 4,
+        "precision": 0.9,
+        "recall": 0.8,
+        "honest_rate": 0.01,
+        "attack_success": None,
+        "epsilon": 7.99,
+        "delta": 1e-3,
+        "wall_s": 12.5,
+        "fedsec_version": "0.1.0",
+        "versions": {"python": "3.11"},
+    } | changes
+    key = "-".join(str(values[name]) for name in ("attack", "rule", "fraction", "seed", "strength"))
+    return CellRow(**({"key": key} | values))
+
+
+@pytest.fixture(scope="session")
+def make_cell_row():
+    """``make_cell_row(**changes)``: one finished cell of a grid; its key says which."""
+    return _cell_row
 
 
 @pytest.fixture

@@ -11,13 +11,65 @@ from hypothesis import strategies as st
 
 from fedsec.codec import canonical_json
 from fedsec.errors import DecodeError
-from fedsec.results import EpsilonReport, RoundRow, RunResult
+from fedsec.results import EpsilonReport, NamedClient, RejectedClient, RejectionReport, RoundRow, RunResult, ScreeningRow
 
 shares = st.floats(0, 1) | st.just(math.nan)
 numbers = st.floats()
 epsilons = st.floats(min_value=0) | st.none()
 counts = st.integers(0, 2**53)
 texts = st.text(max_size=30)
+rates = st.floats(0, 1) | st.none()
+pairs = st.lists(st.tuples(texts, texts), max_size=3).map(tuple)
+several = st.lists(texts, max_size=3).map(tuple)
+rounds = st.integers(1, 10**6)
+
+screenings = st.builds(
+    ScreeningRow,
+    rule=texts,
+    mode=st.sampled_from(["open", "sketch"]),
+    scores=st.dictionaries(texts, st.floats(allow_nan=False), max_size=3),
+    rejected=pairs,
+    quarantined=several,
+    events=pairs,
+    suspects=counts,
+    facts=st.dictionaries(texts, numbers, max_size=3),
+    failed=texts,
+    aggregate_error=st.floats(min_value=0) | st.none(),
+    honest=counts | st.none(),
+)
+rejections = st.builds(
+    RejectionReport,
+    precision=rates,
+    recall=rates,
+    auc=rates,
+    honest_rate=rates,
+    worst_honest_rate=rates,
+    honest_rate_by_skew_decile=st.just(()) | st.lists(rates, min_size=10, max_size=10).map(tuple),
+    rounds_to_detection=st.floats(1, 1e6) | st.none(),
+    rounds_to_quarantine=st.floats(1, 1e6) | st.none(),
+    undetected=counts | st.none(),
+    provable_named_share=rates,
+    false_named=counts | st.none(),
+    from_round=rounds,
+    rejected=st.lists(
+        st.builds(
+            RejectedClient,
+            client_id=texts,
+            rounds=rounds,
+            first_round=rounds,
+            reasons=several,
+            attacker=st.booleans() | st.none(),
+            evidence=texts,
+        ),
+        max_size=2,
+    ).map(tuple),
+    named=st.lists(st.builds(NamedClient, client_id=texts, round=rounds, reason=texts, evidence=texts), max_size=2).map(tuple),
+    attackers=several,
+    attack=texts,
+    attack_success=rates,
+    accuracy_undefended=shares | st.none(),
+    accuracy_no_attack=shares | st.none(),
+)
 
 
 def rows(server_round):
@@ -38,6 +90,7 @@ def rows(server_round):
         bytes_up=counts,
         bytes_down=counts,
         site_accuracy=st.none() | st.dictionaries(texts, shares, max_size=3),
+        screening=st.none() | screenings,
     )
 
 
@@ -90,6 +143,7 @@ def test_results_survive_strict_json(make_result, data, report, count, classes):
         site_accuracy=data.draw(st.none() | st.dictionaries(texts, shares, max_size=2)),
         majority_accuracy=data.draw(st.none() | shares),
         stopped_early=data.draw(st.booleans()),
+        rejection=data.draw(st.none() | rejections),
         versions=data.draw(st.dictionaries(texts, texts, max_size=2)),
     )
     text = json.dumps(result.to_json(), allow_nan=False)
@@ -195,6 +249,12 @@ def corruptions():
         (("rows", 0, "rejected", 0, "reason"), ...),
         (("rows", 0, "unknown"), 1),
         (("rows", 0), 5),
+        (("rows", 0, "screening"), ...),
+        (("rows", 0, "screening"), {}),
+        (("rows", 0, "screening"), []),
+        (("rejection",), ...),
+        (("rejection",), {}),
+        (("rejection",), {"precision": 1.0}),
         (("extra",), 1),
     ]
 
@@ -213,9 +273,50 @@ def test_strict_reading_refuses(make_result, path, value):
         RunResult.from_json(written)
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("rows", 0, "screening", "mode"), "blind"),
+        (("rows", 0, "screening", "scores"), {"a": "nan"}),
+        (("rows", 0, "screening", "scores"), {"a": None}),
+        (("rows", 0, "screening", "rejected", 0), {"client_id": "a"}),
+        (("rows", 0, "screening", "events", 0), {"client_id": "a", "reason": "b"}),
+        (("rows", 0, "screening", "suspects"), None),
+        (("rows", 0, "screening", "honest"), 1.0),
+        (("rows", 0, "screening", "more"), 1),
+        (("rejection", "precision"), 2.0),
+        (("rejection", "recall"), "nan"),
+        (("rejection", "honest_rate_by_skew_decile"), [0.5]),
+        (("rejection", "from_round"), 0),
+        (("rejection", "from_round"), None),
+        (("rejection", "rejected", 0, "rounds"), 0),
+        (("rejection", "rejected", 0, "attacker"), 1),
+        (("rejection", "rejected", 0, "evidence"), ...),
+        (("rejection", "named", 0, "round"), 0),
+        (("rejection", "named", 0, "more"), 0),
+    ],
+    ids=str,
+)
+def test_strict_reading_of_rejection_refuses(make_row, make_result, path, value):
+    screened = ScreeningRow(rule="screening", mode="open", scores={"a": 2.0}, rejected=(("a", "far"),), events=(("a", "quarantined"),))
+    rejected = RejectedClient(client_id="a", rounds=1, first_round=1, reasons=("far",), attacker=True)
+    report = RejectionReport(rejected=(rejected,), named=(NamedClient(client_id="a", round=1, reason="lied"),))
+    written = json.loads(json.dumps(make_result(rows=(make_row(1, screening=screened),), rejection=report).to_json()))
+    assert RunResult.from_json(written).rejection == report
+    place = written
+    for key in path[:-1]:
+        place = place[key]
+    if value is ...:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    with pytest.raises(DecodeError):
+        RunResult.from_json(written)
+
+
 @pytest.mark.parametrize("value", [None, [], "result", 3])
 def test_what_is_no_object_is_refused(value):
-    for record in (RunResult, RoundRow, EpsilonReport):
+    for record in (RunResult, RoundRow, EpsilonReport, ScreeningRow, RejectionReport, RejectedClient, NamedClient):
         with pytest.raises(DecodeError):
             record.from_json(value)
 

@@ -1,0 +1,372 @@
+"""A simulated client that attacks: certified like any other, and in league with the other attackers of the plan. Nothing here runs at the edge.
+
+1. Who attacks and when follows from the plan alone, so every engine and every resumed run sees the same attack.
+2. What the attackers know of others they compute themselves: in a simulation all records are at hand and all noise derives from the plan's seed.
+   An omniscient attacker trains for every honest client; a partial one only for the colluders.
+3. A process computes a round's knowledge once, whichever of its colluders asks first; equal knowledge gives equal bytes.
+
+The attacks themselves are in ``fedsec.sim.attacks``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, Message
+
+from client.localdata import LocalData, local_data
+from client.settings import SimulatedClient
+from fedsec.errors import PeerError, StorageError
+from fedsec.files import atomic_write_bytes
+from fedsec.flower.records import About, RoundRequest, make_reply
+from fedsec.plan.model import Plan
+from fedsec.plan.robust import OPEN_ONLY, UNDEFENDED, max_suspects, rule_of
+from fedsec.privacy.streams import derive_key, simulation_root
+from fedsec.robust.base import Flags, Matrix, Mode, RoundView, Vector
+from fedsec.robust.noise import noise_stddev_of
+from fedsec.robust.registry import apply_rule
+from fedsec.robust.screening import screen
+from fedsec.robust.whitening import whiten
+from fedsec.secagg.fixedpoint import IntVector
+from fedsec.secagg.labels import Phase
+from fedsec.secagg.seat import MakeMatrix
+from fedsec.secagg.sketch import SketchMatrix
+from fedsec.secagg.wire import Record
+from fedsec.signing import Signer
+from fedsec.sim.attacks.catalogue import CATALOGUE, Family, attackers, is_active
+from fedsec.sim.attacks.knowledge import Knowledge, Past, Sent
+from fedsec.sim.attacks.malformed import RawArray, malform
+from fedsec.sim.attacks.poison import poison_records
+from fedsec.sim.attacks.protocol import Lie, tamper
+from fedsec.vectors import FloatArray, Layout
+
+ArrayMap = Mapping[str, npt.NDArray[np.generic]]
+Train = Callable[[Plan, RoundRequest, ArrayMap, LocalData, bytes], dict[str, FloatArray]]
+"""Train one client's update: plan, request, model, records, round key."""
+
+REMEMBERED = ("replay", "free-rider")
+"""Attacks that look back; for these the colluders keep what they had."""
+
+MOST_REMEMBERED = 8
+_GRID = 1 << 16  # steps to a noise unit when an attacker sketches candidates: any fine grid will do
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crew:
+    """The attackers of one round.
+
+    Attributes:
+        partitions: of all colluders, sorted.
+        place: of this client among them.
+    """
+
+    partitions: tuple[int, ...]
+    place: int
+
+
+def crew_of(plan: Plan, client: object, server_round: int) -> Crew | None:
+    """The crew, if this client is an attacker of this round; None for everybody else, and for every deployed client."""
+    if plan.attack.name == "none" or not isinstance(client, SimulatedClient) or not is_active(plan.attack, server_round):
+        return None
+    partitions = attackers(plan.federation.num_clients, plan.attack.fraction, plan.federation.seed)
+    if client.partition not in partitions:
+        return None
+    return Crew(partitions=partitions, place=partitions.index(client.partition))
+
+
+def poisoned(plan: Plan, crew: Crew, data: LocalData) -> LocalData:
+    """The records that an attacker trains on: its own, changed where the attack changes records."""
+    if not CATALOGUE[plan.attack.name].poisons_records:
+        return data
+    generator = np.random.default_rng([plan.federation.seed, 5, crew.partitions[crew.place]])
+    x, y = poison_records(
+        plan.attack, data.x, data.y, num_classes=data.num_classes, place=crew.place, num_attackers=len(crew.partitions), generator=generator
+    )
+    return replace(data, x=x, y=y)
+
+
+def crafted(plan: Plan, request: RoundRequest, arrays: ArrayMap, crew: Crew, train: Train) -> tuple[dict[str, FloatArray], int]:
+    """What this attacker sends: arrays in sum form, and the batch size that it declares."""
+    sent = _sent(_Round(plan=plan, request=request, arrays=arrays, crew=replace(crew, place=0), train=train))
+    update = Layout.of(arrays).unflatten(sent.updates[crew.place])
+    return update, int(sent.batch_sizes[crew.place])
+
+
+def declared_size(plan: Plan, client: SimulatedClient, honest: int) -> int:
+    """The batch size that a client declares before it trains: an attacker that dilutes declares more, as far as the protocol lets it."""
+    crew = crew_of(plan, client, plan.attack.first_round)
+    if plan.attack.name != "dilution" or crew is None:
+        return honest
+    factor = plan.attack.strength if plan.attack.strength is not None else CATALOGUE["dilution"].default or 1.0
+    limit = plan.secagg.weight_limit if plan.secagg.enabled else None
+    wanted = max(1, round(honest * max(1.0, abs(factor))))
+    return min(wanted, limit if limit is not None else honest) if plan.secagg.enabled else wanted
+
+
+def reply_in_clear(
+    message: Message, plan: Plan, client: object, about: About, update: Mapping[str, FloatArray]
+) -> Message | None:  # fmt: skip
+    """What an attacker answers instead of its update in clear: a malformed message, or another declared batch size; None: as it is."""
+    crew = crew_of(plan, client, about.server_round)
+    if crew is None or not isinstance(client, SimulatedClient):
+        return None
+    if CATALOGUE[plan.attack.name].family is Family.MALFORMED:
+        malformed = malform(plan.attack.name, update, about.batch_size)
+        reply = make_reply(message, replace(about, batch_size=malformed.batch_size))
+        reply.content["update"] = ArrayRecord({name: _on_the_wire(array) for name, array in malformed.arrays})
+        return reply
+    if plan.attack.name == "dilution":
+        return make_reply(message, replace(about, batch_size=declared_size(plan, client, about.batch_size)), arrays=update)
+    return None
+
+
+def _on_the_wire(array: npt.NDArray[np.generic] | RawArray) -> Array:
+    if isinstance(array, RawArray):
+        return Array(dtype=array.dtype, shape=array.shape, stype="numpy.ndarray", data=array.data)
+    return Array(np.ascontiguousarray(array))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One step of secure aggregation at a simulated client, done honestly and not yet sent.
+
+    Attributes:
+        phase: that is answered.
+        server_round: of the request.
+        signer: of the client's identity key.
+        matrix: how to make R.
+    """
+
+    phase: Phase
+    server_round: int
+    signer: Signer
+    matrix: MakeMatrix
+
+
+def lie_to(
+    plan: Plan, client: object, stage: Stage, state: Record, body: bytes, *, honest: IntVector, poison: IntVector | None = None
+) -> tuple[Record, bytes]:  # fmt: skip
+    """What is kept and sent instead; the same two for everybody who does not lie here.
+
+    Args:
+        plan: with or without an attack.
+        client: this one.
+        stage: what is answered.
+        state: next phase.
+        body: honest answer.
+        honest: int32 [d], its encoded update.
+        poison: int32 [d], what it wants in the sum instead; only an upload needs it.
+
+    Raises:
+        PeerError: the liar says nothing at this stage.
+    """
+    crew = crew_of(plan, client, stage.server_round)
+    if crew is None or not is_protocol_attack(plan):
+        return state, body
+    lie = Lie(
+        name=plan.attack.name,
+        honest=honest,
+        poison=poison if poison is not None else honest,
+        place=crew.place,
+        num_attackers=len(crew.partitions),
+        server_round=stage.server_round,
+        seed=plan.federation.seed,
+        signer=stage.signer,
+        matrix=stage.matrix,
+    )
+    told = tamper(lie, stage.phase, state, body)
+    if told is None:
+        raise PeerError("server", stage.phase, "this client says nothing")
+    return told
+
+
+def is_protocol_attack(plan: Plan) -> bool:
+    """Whether the attackers lie inside secure aggregation, with honest updates."""
+    return plan.attack.name != "none" and CATALOGUE[plan.attack.name].family is Family.PROTOCOL
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Round:
+    plan: Plan
+    request: RoundRequest
+    arrays: ArrayMap
+    crew: Crew
+    train: Train
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Round) and self._key == other._key
+
+    @property
+    def _key(self) -> tuple[str, int, str, str]:
+        return self.request.run_id, self.request.server_round, self.request.model_hash, self.request.plan_json
+
+
+@lru_cache(maxsize=1)
+def _sent(of: _Round) -> Sent:
+    """The whole crew's messages; computed once a process and round."""
+    plan, request = of.plan, of.request
+    own, own_sizes = _updates(of, of.crew.partitions)
+    known, sizes = own, own_sizes
+    if plan.attack.knowledge == "omniscient" and CATALOGUE[plan.attack.name].sees_others:
+        honest = tuple(place for place in range(plan.federation.num_clients) if place not in of.crew.partitions)
+        known, sizes = _updates(of, honest)
+    history = _remember(of, own, own_sizes)
+    stddev = _noise_stddev(plan, request.noise_multiplier)
+    knowledge = Knowledge(
+        known=known,
+        batch_sizes=sizes,
+        own=own,
+        own_batch_sizes=own_sizes,
+        num_clients=plan.federation.num_clients,
+        server_round=request.server_round,
+        noise_stddev=stddev,
+        settings=plan.attack,
+        generator=np.random.default_rng([plan.federation.seed, 6, request.server_round]),
+        run_seed=plan.federation.seed,
+        direction=_raise_class(Layout.of(of.arrays), plan.attack.target_class or 0),
+        server_learning_rate=plan.training.server_learning_rate,
+        aggregate=_rule_weights(plan),
+        screen=_pipeline(plan, stddev, np.concatenate([sizes, own_sizes])),
+        history=history,
+    )
+    return CATALOGUE[plan.attack.name].craft(knowledge)
+
+
+def _updates(of: _Round, partitions: tuple[int, ...]) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+    """Updates in sum form as these clients train them, [m, d], and what they declare, [m]; attackers on their changed records."""
+    layout, rows, sizes = Layout.of(of.arrays), [], []
+    for partition in partitions:
+        client = SimulatedClient(partition=partition, num_partitions=of.plan.federation.num_clients)
+        data = local_data(of.plan, client)
+        if partition in of.crew.partitions:
+            data = poisoned(of.plan, replace(of.crew, place=of.crew.partitions.index(partition)), data)
+        round_key = derive_key(simulation_root(of.plan.federation.seed), "round-key", client.client_id, str(of.request.server_round), "1")
+        rows.append(layout.flatten(of.train(of.plan, of.request, of.arrays, data, round_key)))
+        sizes.append(data.batch_size)
+    return np.stack(rows), np.array(sizes, dtype=np.int64)
+
+
+def _noise_stddev(plan: Plan, noise_multiplier: float) -> float:
+    if not plan.is_private:
+        return 0.0
+    training = plan.training
+    return noise_stddev_of(
+        steps=training.steps,
+        learning_rate=training.learning_rate,
+        momentum=training.momentum,
+        noise_multiplier=noise_multiplier,
+        clip_norm=plan.privacy.clip_norm,
+    )
+
+
+def _raise_class(layout: Layout, target: int) -> npt.NDArray[np.float64] | None:
+    """The direction that raises one class's score whatever the record: its bias up, the others down; None for a model without such a bias."""
+    biases = [name for name, shape in layout.entries if name.endswith("bias") and len(shape) == 1]
+    if not biases:
+        return None
+    arrays = {name: np.zeros(shape, dtype=np.float32) for name, shape in layout.entries}
+    last = arrays[biases[-1]]
+    if len(last) < 2 or target >= len(last):
+        return None
+    last[:] = -1.0 / (len(last) - 1)
+    last[target] = 1.0
+    direction: npt.NDArray[np.float64] = layout.flatten(arrays).astype(np.float64)
+    return direction
+
+
+# --- The defender's own rule, in the attackers' hands -----------------------------------------------------------------------------
+
+
+def _rule_weights(plan: Plan) -> Callable[[Matrix], Vector] | None:
+    """The rule as weights from a Gram matrix; None where the attackers take it for the mean.
+
+    Rows that have this Gram matrix are as good as the updates to a rule that looks at nothing else.
+    """
+    rule = rule_of(plan)
+    if rule in (UNDEFENDED, "screening", "fltrust", *OPEN_ONLY):
+        return None
+
+    def weights(gram: Matrix) -> Vector:
+        values, vectors = np.linalg.eigh(gram)
+        rows = vectors * np.sqrt(np.maximum(values, 0.0))
+        verdict = apply_rule(rule, _view_of(plan, rows, np.ones(len(rows)), dimension=rows.shape[1], stddev=0.0))
+        chosen: Vector = verdict.weights if verdict.weights is not None else verdict.accepted / max(1, int(verdict.accepted.sum()))
+        return chosen
+
+    return weights
+
+
+def _view_of(plan: Plan, rows: npt.NDArray[np.floating], sizes: Vector, *, dimension: int, stddev: float) -> RoundView:
+    return RoundView(
+        mode=Mode.SKETCH if plan.secagg.enabled else Mode.OPEN,
+        client_ids=tuple(f"{place:06d}" for place in range(len(rows))),
+        vectors=rows,
+        dimension=dimension,
+        batch_sizes=sizes,
+        noise_stddev=stddev,
+        num_byzantine=max_suspects(plan, len(rows)),
+    )
+
+
+def _pipeline(plan: Plan, stddev: float, sizes: npt.NDArray[np.int64]) -> Callable[[FloatArray], Flags] | None:
+    """Which of some candidate updates the defender would accept, under an R of the attackers' own: the true one is drawn after the uploads."""
+    rule = rule_of(plan)
+    if rule in (UNDEFENDED, "fltrust", *OPEN_ONLY):
+        return None
+    generator = np.random.default_rng([plan.federation.seed, 7])
+
+    def accepted(rows: FloatArray) -> Flags:
+        vectors: npt.NDArray[np.floating] = rows
+        if plan.secagg.enabled:
+            matrix = SketchMatrix(seed=generator.bytes(32), num_rows=plan.secagg.sketch_rows, dimension=rows.shape[1])
+            step = (stddev or float(np.abs(rows).max()) or 1.0) / _GRID
+            encoded = [np.rint(row.astype(np.float64) / step).astype(np.int64) for row in rows]
+            vectors = whiten(matrix.product_many(encoded), dimension=rows.shape[1], rrt=matrix.row_products().astype(np.float64)) * step
+        view = _view_of(plan, vectors, np.resize(sizes, len(rows)).astype(np.float64), dimension=rows.shape[1], stddev=stddev)
+        verdict = screen(view)[0] if rule == "screening" else apply_rule(rule, view)
+        return verdict.accepted
+
+    return accepted
+
+
+# --- What the colluders remember --------------------------------------------------------------------------------------------------
+
+
+def _remember(of: _Round, own: FloatArray, sizes: npt.NDArray[np.int64]) -> tuple[Past, ...]:
+    """Earlier rounds, oldest first; keeps this one. In a folder of the colluders' own, so that every process has the same."""
+    if of.plan.attack.name not in REMEMBERED or not of.request.simulation_dir:
+        return ()
+    folder = Path(of.request.simulation_dir) / "colluders"
+    model = Layout.of(of.arrays).flatten(dict(of.arrays)).astype(np.float64)
+    deltas = (own / sizes.astype(np.float32)[:, None]).astype(np.float32)
+    kept = [_load(path) for path in sorted(folder.glob("*.npz")) if int(path.stem) < of.request.server_round][-MOST_REMEMBERED:]
+    _save(folder / f"{of.request.server_round:06d}.npz", deltas, model)
+    models = [past[2] for past in kept] + [model]
+    return tuple(
+        Past(server_round=number, own=rows, step=models[place + 1] - models[place]) for place, (number, rows, _) in enumerate(kept)
+    )  # fmt: skip
+
+
+def _save(path: Path, deltas: FloatArray, model: npt.NDArray[np.float64]) -> None:
+    import io  # noqa: PLC0415
+
+    buffer = io.BytesIO()
+    np.savez(buffer, own=deltas, model=model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(path, buffer.getvalue())
+
+
+def _load(path: Path) -> tuple[int, FloatArray, npt.NDArray[np.float64]]:
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            return int(path.stem), kept["own"], kept["model"]
+    except (OSError, ValueError, KeyError) as error:
+        raise StorageError(f"{path} is damaged: {error}") from None

@@ -1,0 +1,187 @@
+"""Calibrated spectral screening: which updates cannot be signal plus the noise that differential privacy puts into every honest one.
+
+Under DP-SGD small clients send updates that are mostly noise, and a rule that measures distances lets colluders hide behind it. But that noise is
+publicly known to the last digit, so it can be tested for:
+
+1. :mod:`fedsec.robust.gate`: does the update hold as much noise as it must, and not much more than signal explains?
+2. :mod:`fedsec.robust.spectrum`: do several clients agree on a direction that the others do not take?
+3. :mod:`fedsec.robust.accumulated`: do they over many rounds, or does one push on and on? That is a suspicion, not a rejection.
+
+At most ``view.num_byzantine`` clients are rejected; if the gate alone finds more, the round fails closed. The rule is deterministic and changes
+nothing that it is given.
+
+Source: design note ROBUST, "Under DP noise: calibrated spectral screening"; documentation and figures: docs/screening.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fedsec.errors import ConfigError
+from fedsec.robust.accumulated import MOST_LIFTED, ScreeningState, suspicions
+from fedsec.robust.base import Matrix, Mode, RoundView, Vector, Verdict
+from fedsec.robust.gate import Gate, gate_of
+from fedsec.robust.spectrum import Spectrum, outlying
+from fedsec.robust.tails import spectral_edge
+
+FEWEST_FOR_SPECTRUM = 6
+"""With fewer clients the gate alone decides: no majority stands out from noise."""
+
+SUSPICION = "suspicion:"
+"""Facts whose name begins so are suspicions over rounds, of the client id that follows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScreeningSettings:
+    """Levels of the tests.
+
+    Attributes:
+        gate_tail: chance of an honest client to fall outside the gate, on each side.
+        signal_allowance: how many times the typical squared signal a client of median size may show before the gate calls it too much.
+        edge_tail: chance of pure noise to show an eigenvalue above the edge.
+        deviations: robust deviations from the others, along a direction above the edge, at which a client is rejected.
+    """
+
+    gate_tail: float = 5e-4
+    signal_allowance: float = 2.0
+    edge_tail: float = 0.01
+    deviations: float = 4.0
+
+
+DEFAULT_SETTINGS = ScreeningSettings()
+
+
+def screen(
+    view: RoundView,
+    *,
+    state: ScreeningState | None = None,
+    lifted: Matrix | None = None,
+    settings: ScreeningSettings = DEFAULT_SETTINGS,
+) -> tuple[Verdict, ScreeningState]:
+    """Screen one round.
+
+    Args:
+        view: rows in sum form, with ``noise_stddev`` over 0.
+        state: of the rounds before; None in the first.
+        lifted: float [n, d], the same updates as seen in the space of the updates: on sketches ``fedsec.robust.whitening.lift``. In the open the rows
+            are that already. None on sketches: rounds are compared by their products only, which shows less.
+        settings: levels of the tests.
+
+    Returns:
+        The verdict, and the state for the next round. Scores of 1 and more are over the edge of a test; ``weights`` is None. ``failed`` is
+        set where more than ``num_byzantine`` clients are outside the gate. Facts, lengths in noise units: ``least``, ``most`` (of a client of median
+        size), ``typical_signal``, ``edge``, ``eigenvalue_1`` to ``_3``, ``crowded``, ``excess`` (clients over the edge beyond ``num_byzantine``),
+        ``accumulated_edge``, ``accumulated_eigenvalue``, and for each suspect ``suspicion:<client id>``, at least 1.
+
+    Raises:
+        ConfigError: no known noise.
+    """
+    if not view.noise_stddev > 0:
+        raise ConfigError(
+            "screening is calibrated on the noise of differential privacy, and there is none", field="robust.rule", mend='use "auto"'
+        )
+    before = state if state is not None else ScreeningState.empty()
+    if not view.num_clients:
+        return Verdict(accepted=np.zeros(0, dtype=np.bool_), scores=np.zeros(0)), before
+    rows = view.vectors.astype(np.float64) / view.noise_stddev
+    sizes = view.batch_sizes / np.median(view.batch_sizes)
+    gram = rows @ rows.T
+    gate = gate_of(gram.diagonal().copy(), rows.shape[1], sizes, tail=settings.gate_tail, allowance=settings.signal_allowance)
+    # What is too long counts as if it were just long enough: it must not drown what others do.
+    shrink = np.minimum(1.0, gate.most / np.maximum(gate.norms, gate.least))
+    products = gram * np.outer(shrink, shrink)
+    scores, reasons, facts = _judge(view, gate, products, sizes, settings)
+    after = before.add(view.client_ids, products, rows.shape[1], _lifted(view, rows, lifted, shrink))
+    suspects, measured = suspicions(
+        after,
+        dict(zip(view.client_ids, sizes.tolist(), strict=True)),
+        most=view.num_byzantine,
+        tail=settings.edge_tail,
+        deviations=settings.deviations,
+    )
+    facts |= measured | {f"{SUSPICION}{name}": value for name, value in suspects.items() if value >= 1}
+    return _verdict(view, scores, reasons, facts), after
+
+
+def _lifted(view: RoundView, rows: Matrix, lifted: Matrix | None, shrink: Vector) -> Matrix | None:
+    """Lifted rows in noise units, or None where there are none or they are too many."""
+    if view.mode is Mode.OPEN:
+        values = rows
+    elif lifted is None:
+        return None
+    else:
+        if lifted.shape != (view.num_clients, view.dimension):
+            raise ValueError(f"lifted rows are {lifted.shape}, expected {(view.num_clients, view.dimension)}")
+        values = lifted / view.noise_stddev
+    return values * shrink[:, None] if values.size <= MOST_LIFTED else None
+
+
+def _judge(
+    view: RoundView, gate: Gate, products: Matrix, sizes: Vector, settings: ScreeningSettings
+) -> tuple[Vector, dict[int, str], dict[str, float]]:
+    """Gate, then directions among those inside it, again until nobody else stands out: scores, reasons by index, facts."""
+    scores = gate.scores.copy()
+    reasons = {int(index): gate.reason(int(index)) for index in np.flatnonzero(scores >= 1)}
+    facts = {"least": gate.least, "most": float(np.median(gate.most)), "typical_signal": gate.typical_signal, "crowded": 0.0}
+    while len(reasons) < view.num_byzantine:
+        kept = np.flatnonzero(scores < 1)
+        if len(kept) < FEWEST_FOR_SPECTRUM:
+            break
+        spectrum = _spectrum(view, products, sizes, kept, view.num_byzantine - len(reasons), settings)
+        if "edge" not in facts:
+            facts["edge"] = spectrum.edge
+            facts |= {f"eigenvalue_{rank + 1}": float(value) for rank, value in enumerate(spectrum.eigenvalues[:3])}
+        facts["crowded"] = max(facts["crowded"], float(spectrum.crowded))
+        scores[kept] = np.maximum(scores[kept], spectrum.scores)
+        out = np.flatnonzero(spectrum.scores >= 1)
+        reasons |= {int(kept[index]): _direction_reason(spectrum, int(index), settings) for index in out}
+        if not len(out):
+            break
+    return scores, reasons, facts
+
+
+def _spectrum(
+    view: RoundView, products: Matrix, sizes: Vector, kept: npt.NDArray[np.intp], most: int, settings: ScreeningSettings
+) -> Spectrum:
+    columns = view.vectors.shape[1]
+    inner = products[np.ix_(kept, kept)]
+    np.fill_diagonal(inner, 0.0)
+    return outlying(
+        inner,
+        sizes[kept],
+        edge=spectral_edge(len(kept), columns, settings.edge_tail),
+        unit=math.sqrt(columns),
+        columns=columns,
+        spread_factor=1.0,
+        most=most,
+        deviations=settings.deviations,
+    )
+
+
+def _direction_reason(spectrum: Spectrum, index: int, settings: ScreeningSettings) -> str:
+    return (
+        f"{spectrum.scores[index] * settings.deviations:.1f} deviations from the others along a shared direction of strength"
+        f" {spectrum.eigenvalue_of[index]:.0f}, where noise reaches {spectrum.edge:.0f}; {settings.deviations:g} deviations are allowed"
+    )
+
+
+def _verdict(view: RoundView, scores: Vector, reasons: dict[int, str], facts: dict[str, float]) -> Verdict:
+    """At most f are rejected, the highest scores first."""
+    over = sorted(reasons, key=lambda index: (-scores[index], index))
+    accepted = np.ones(view.num_clients, dtype=np.bool_)
+    accepted[over[: view.num_byzantine]] = False
+    facts["excess"] = float(max(0, len(over) - view.num_byzantine))
+    failed = ""
+    if facts["excess"]:
+        failed = f"{len(over)} of {view.num_clients} clients are over the edge, and at most {view.num_byzantine} can be hostile"
+    return Verdict(
+        accepted=accepted,
+        scores=scores,
+        reasons={view.client_ids[index]: reasons[index] for index in over[: view.num_byzantine]},
+        facts=facts,
+        failed=failed,
+    )

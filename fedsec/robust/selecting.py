@@ -1,0 +1,146 @@
+"""Rules that select updates and average them: Krum, Multi-Krum, and three filters, all on the Gram matrix.
+
+Symbols as in ``fedsec.robust.weighting``. What is selected counts equally, so these rules mean the same for updates in clear and for
+sketches of masked ones. Filters reject only what is separable, and so nobody in most rounds; Krum and Multi-Krum reject a fixed number.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fedsec.robust.base import Flags, Matrix, Vector
+from fedsec.robust.decision import (
+    DEVIATIONS,
+    MAD_TO_STDDEV,
+    ROUNDING,
+    GramDecision,
+    accept_all_but,
+    check_gram,
+    scores_by_rank,
+    smallest,
+    uniform,
+)
+from fedsec.robust.gram import squared_distances
+from fedsec.robust.weighting import adaptive_clipping, arc_nnm_geometric_median, nnm_geometric_median
+
+NORM_SLACK = 1.0
+"""How far over the norm threshold an update may be, as a share of it."""
+DIRECTIONS = 3
+"""Leading directions that the spectral filter looks at in each step."""
+
+
+def krum(gram: Matrix, *, num_byzantine: int, neighbours: int | None = None) -> GramDecision:
+    """Krum: the one update with the smallest sum of squared distances to its n - f - 2 nearest others.
+
+    Breakdown point: f with n >= 2f + 3. Under skew it loses much without any attack: one client's update is the aggregate. Cost: n² log n.
+    Paper: Blanchard, El Mhamdi, Guerraoui, Stainer, NeurIPS 2017.
+
+    Args:
+        gram: G.
+        num_byzantine: f.
+        neighbours: how many others count; default n - f - 2, at least 1. (ByzFL counts n - f - 1.)
+
+    >>> krum(np.diag([0.0, 1.0, 2.0, 1e6]), num_byzantine=1).accepted
+    array([ True, False, False, False])
+    """
+    return _by_krum_scores(gram, num_byzantine, neighbours, 1)
+
+
+def multi_krum(gram: Matrix, *, num_byzantine: int, neighbours: int | None = None, kept: int | None = None) -> GramDecision:
+    """Multi-Krum: the mean of the n - f updates (or ``kept``) with the smallest Krum scores.
+
+    Breakdown point, cost, paper: as :func:`krum`. f = 0 gives the mean.
+
+    >>> multi_krum(np.diag([0.0, 1.0, 2.0, 1e6]), num_byzantine=1).weights
+    array([0.33333333, 0.33333333, 0.33333333, 0.        ])
+    """
+    return _by_krum_scores(gram, num_byzantine, neighbours, len(gram) - num_byzantine if kept is None else kept)
+
+
+def mad_filter(gram: Matrix, *, num_byzantine: int) -> GramDecision:
+    """MAD filter: the mean of all updates whose distance from the NNM + GM centre is below the edge; at most f are rejected.
+
+    Score: ``||x_i - c|| / edge``, edge = median + max(4 * 1.4826 MAD, median / 4) of those distances, c from
+    :func:`~fedsec.robust.weighting.nnm_geometric_median`.
+    Breakdown point: f < n/2 for what is far out; a hostile update below the edge stays, and moves the mean by at most edge/n. Cost: as NNM.
+    Source: design note ROBUST; median and MAD as location and scale: Hampel 1974.
+
+    >>> mad_filter(np.diag([1.0, 1.0, 1.0, 1e6]), num_byzantine=1).accepted
+    array([ True,  True,  True, False])
+    """
+    check_gram(gram, num_byzantine)
+    centre = nnm_geometric_median(gram, num_byzantine=num_byzantine)
+    return _filtered(centre.scores, num_byzantine)
+
+
+def norm_and_distance_filter(gram: Matrix, *, num_byzantine: int, slack: float = NORM_SLACK) -> GramDecision:
+    """Filter: the mean of all updates that pass a norm gate and lie within the edge of the ARC + NNM + GM centre; at most f are rejected.
+
+    Score: the larger of ``||x_i|| / ((1 + slack) tau)``, tau the norm to which ARC would clip, and ``||x_i - c|| / edge`` as in
+    :func:`mad_filter`, c from :func:`~fedsec.robust.weighting.arc_nnm_geometric_median`: clipping makes the centre, updates as sent are
+    scored.
+    Breakdown point: f < n/2, as :func:`mad_filter`. Cost: as NNM. Source: design note ROBUST (default on sketches without privacy).
+
+    >>> norm_and_distance_filter(np.diag([1.0, 1.0, 1.0, 1e6]), num_byzantine=1).accepted
+    array([ True,  True,  True, False])
+    """
+    check_gram(gram, num_byzantine)
+    norms = np.sqrt(np.diagonal(gram))
+    tau = float(np.max(norms * adaptive_clipping(gram, num_byzantine=num_byzantine)))
+    by_norm = norms / ((1.0 + slack) * tau) if tau > 0 else (norms > 0).astype(np.float64)
+    by_distance = arc_nnm_geometric_median(gram, num_byzantine=num_byzantine).scores
+    return _filtered(np.maximum(by_norm, by_distance), num_byzantine, tau=tau)
+
+
+def spectral_filter(gram: Matrix, *, num_byzantine: int, directions: int = DIRECTIONS) -> GramDecision:
+    """Spectral filter: reject what stands out along the leading principal directions, step after step; the mean of the rest.
+
+    Step, over the updates still accepted: the leading eigenvectors of the centred Gram matrix give each update its coordinates p_i along
+    the directions of largest variance; score ``|p_i - median p| / (4 * 1.4826 MAD p)``, the largest over the directions; scores of 1 and
+    more are rejected, at most f in all. Ends when a step rejects nobody.
+    Breakdown point: f < n/2 for what is far out. Cost: n³ a step, at most f + 1 steps.
+    Papers: Shejwalkar, Houmansadr, NDSS 2021 (DnC: fixed number, random coordinates); Allouah et al., arXiv 2505.01874 (CAF: weights).
+    Here: all coordinates, several directions, and a number that the updates decide.
+
+    >>> spectral_filter(np.diag([1.0, 1.0, 1.0, 1.0, 1e6]), num_byzantine=1).accepted
+    array([ True,  True,  True,  True, False])
+    """
+    count = check_gram(gram, num_byzantine)
+    accepted, scores = np.ones(count, dtype=np.bool_), np.zeros(count)
+    while True:
+        scores[accepted] = _projection_scores(gram[np.ix_(accepted, accepted)], directions)
+        left = num_byzantine - int(np.count_nonzero(~accepted))
+        keep = accept_all_but(np.where(accepted, scores, 0.0), left)
+        if keep.all():
+            break
+        accepted &= keep
+    return GramDecision(weights=uniform(accepted), accepted=accepted, scores=scores)
+
+
+def _projection_scores(gram: Matrix, directions: int) -> Vector:
+    """Largest robust deviation of each update along the leading directions of the updates."""
+    centred = gram - gram.mean(axis=0)
+    centred -= centred.mean(axis=1, keepdims=True)
+    values, vectors = np.linalg.eigh((centred + centred.T) / 2.0)
+    leading = vectors[:, ::-1][:, :directions] * np.sqrt(np.maximum(values[::-1][:directions], 0.0))
+    away = np.abs(leading - np.median(leading, axis=0))
+    spread = DEVIATIONS * MAD_TO_STDDEV * np.median(away, axis=0)
+    least = ROUNDING * math.sqrt(max(float(np.median(np.diagonal(gram))), 0.0))
+    scores: Vector = np.max(away / np.maximum(np.maximum(spread, least), np.finfo(np.float64).tiny), axis=1)
+    return scores
+
+
+def _by_krum_scores(gram: Matrix, num_byzantine: int, neighbours: int | None, kept: int) -> GramDecision:
+    count = check_gram(gram, num_byzantine)
+    nearest = min(count - 1, max(1, count - num_byzantine - 2) if neighbours is None else neighbours)
+    distances = np.sort(squared_distances(gram), axis=1)
+    values = distances[:, 1 : nearest + 1].sum(axis=1)
+    accepted = smallest(values, kept)
+    return GramDecision(weights=uniform(accepted), accepted=accepted, scores=scores_by_rank(values, accepted))
+
+
+def _filtered(scores: Vector, num_byzantine: int, **facts: float) -> GramDecision:
+    accepted: Flags = accept_all_but(scores, num_byzantine)
+    return GramDecision(weights=uniform(accepted), accepted=accepted, scores=scores, facts=facts)

@@ -1,0 +1,72 @@
+"""The defence of one run at the server: what its rule needs beside the updates, and what is reported of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from fedsec.data.federated import FederatedData
+from fedsec.defence import Defence
+from fedsec.flower.state import ServerState
+from fedsec.models.factory import Model
+from fedsec.models.root_update import root_update
+from fedsec.plan.model import Plan
+from fedsec.plan.robust import rule_of
+from fedsec.robust.noise import noise_stddev_of
+from fedsec.sim.attacks.catalogue import attackers
+from fedsec.sim.identities import client_name
+from fedsec.vectors import FloatArray, Layout
+
+RootUpdate = Callable[[FloatArray, int], npt.NDArray[np.float64]]
+
+
+def attackers_of(plan: Plan) -> tuple[str, ...]:
+    """Client ids that the simulation makes attackers, sorted; empty without an attack."""
+    if plan.attack.name == "none":
+        return ()
+    return tuple(sorted(client_name(place) for place in attackers(plan.federation.num_clients, plan.attack.fraction, plan.federation.seed)))
+
+
+def noise_stddev(plan: Plan, noise_multiplier: float) -> float:
+    """Deviation of the noise in each coordinate of a sum-form update, as everybody can compute it; 0 without differential privacy."""
+    if not plan.is_private:
+        return 0.0
+    return noise_stddev_of(
+        steps=plan.training.steps,
+        learning_rate=plan.training.learning_rate,
+        momentum=plan.training.momentum,
+        noise_multiplier=noise_multiplier,
+        clip_norm=plan.privacy.clip_norm,
+    )
+
+
+def build_defence(plan: Plan, noise_multiplier: float, state: ServerState) -> Defence:
+    """The run's defence, as it was at the checkpoint.
+
+    Raises:
+        DecodeError: what the checkpoint remembers is damaged.
+    """
+    defence = Defence(plan=plan, noise_stddev=noise_stddev(plan, noise_multiplier), attackers=frozenset(attackers_of(plan)))
+    if state.defence is not None:
+        defence.restore(state.defence)
+    return defence
+
+
+def build_root_update(plan: Plan, model: Model, data: FederatedData, layout: Layout) -> RootUpdate | None:
+    """The server's own update on ``robust.root_examples`` records, for FLTrust; None for other rules.
+
+    In a simulation they are drawn, seeded, from the records that the clients hold: the server has seen these few, whatever the masks hide.
+    """
+    if rule_of(plan) != "fltrust":
+        return None
+    generator = np.random.default_rng([plan.federation.seed, 4])
+    count = min(plan.robust.root_examples, len(data.dataset.x))
+    chosen = np.sort(generator.choice(len(data.dataset.x), size=count, replace=False))
+    x, y = data.dataset.x[chosen], data.dataset.y[chosen]
+
+    def update(vector: FloatArray, _server_round: int) -> npt.NDArray[np.float64]:
+        return root_update(model, layout.unflatten(vector), x, y, plan.training, layout=layout)
+
+    return update
