@@ -36,7 +36,8 @@ def _discreet(handler: Handler) -> Handler:
         try:
             return handler(message, context)
         except FedsecError as error:
-            _logger.exception("a request was refused")
+            _logger.warning("a request was refused: %s", error)
+            _logger.debug("where", exc_info=True)
             if in_simulation() or isinstance(
                 error, PolicyRefusedError | PrivacyBudgetExceeded | PeerError | DecodeError | VerificationError
             ):

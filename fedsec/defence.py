@@ -124,6 +124,12 @@ class Defence:
         verdict = self._run_rule(view, pending)
         return self._note(view, verdict, pending)
 
+    def reject(self, server_round: int, out: Mapping[str, tuple[float, str]]) -> None:
+        """Note clients that are out before any rule looks: client id → (score, at least 1; reason)."""
+        pending = self._round(server_round)
+        pending.scores |= {name: score for name, (score, _) in out.items()}
+        pending.reasons |= {name: reason for name, (_, reason) in out.items()}
+
     def aggregate(self, updates: Sequence[ValidUpdate], *, server_round: int, dimension: int, root: Vector | None = None) -> Vector | None:
         """The aggregate of updates in clear, as a model difference: float64 [dimension]; None if nobody counts.
 
@@ -188,7 +194,7 @@ class Defence:
         quarantined = self.reputation.quarantined() & pending.scores.keys()
         observation = RoundObservation(server_round=server_round, scores=pending.scores, suspicions=pending.suspicions, faults=named)
         self.reputation, events = self.reputation.observe(observation)
-        if self.rule == UNDEFENDED and not named and not events:
+        if self.rule == UNDEFENDED and not named and not events and not pending.reasons:
             return None
         return self._row(pending, quarantined, events)
 

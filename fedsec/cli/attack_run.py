@@ -24,6 +24,7 @@ from fedsec.errors import ConfigError
 from fedsec.plan.grid import GRID_FORMAT, AttackGrid, Cell, grid_digest
 from fedsec.plan.load import plan_to_toml
 from fedsec.plan.model import Plan
+from fedsec.plan.robust import max_suspects
 from fedsec.report import text
 from fedsec.report.attack_folder import GridFolder, open_grid_folder
 from fedsec.report.attack_page import PageFacts, write_attack_page
@@ -78,10 +79,12 @@ def run_grid(
     if as_json:
         print(json.dumps(_as_json(opened, base, summary, failures), allow_nan=False))
     else:
-        _print_summary(opened, summary, failures, Console())
+        _print_summary(opened, summary, failures, max_suspects(base, base.federation.num_clients), Console())
     if failures:
         _print_failures(failures, Console(stderr=True))
-    return STOPPED_EXIT_CODE if stop.asked else FAILED_EXIT_CODE if summary.missing else 0
+    if not summary.missing:
+        return 0
+    return STOPPED_EXIT_CODE if stop.asked else FAILED_EXIT_CODE
 
 
 def _refuse_same_crews(base: Plan, grid: AttackGrid) -> None:
@@ -195,7 +198,7 @@ def _figure_json(figure: Figure | None) -> dict[str, Any] | None:
     return {"accuracy": figure.accuracy, "half_width_95": figure.half_width, **facts}
 
 
-def _print_summary(folder: GridFolder, summary: Summary, failures: Failures, console: Console) -> None:
+def _print_summary(folder: GridFolder, summary: Summary, failures: Failures, most_suspects: int, console: Console) -> None:
     table = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("rule", overflow="fold")
     columns = columns_of(summary)
@@ -204,7 +207,7 @@ def _print_summary(folder: GridFolder, summary: Summary, failures: Failures, con
     for rule in summary.grid.rules:
         table.add_row(rule, *(_shown(column[rule]) for _, column in columns))
     print_encodable(table, console)
-    for sentence in sentences(summary, failed=len(failures)):
+    for sentence in sentences(summary, failed=len(failures), most_suspects=most_suspects):
         print_encodable(Text(sentence), console)
     print_encodable(Text(f"page: {text.printable(str(folder.path / 'attack.html'))}"), console)
 

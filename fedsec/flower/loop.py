@@ -203,7 +203,9 @@ class FederationLoop:
         started = time.perf_counter()
         arrays = self.layout.unflatten(self.state.vector)
         request = self._request(server_round, arrays_digest(arrays))
-        everybody = tuple(member.client_id for cohort in secure.membership.cohorts for member in cohort)
+        excluded = self.defence.excluded  # not asked again
+        members = (member.client_id for cohort in secure.membership.cohorts for member in cohort)
+        everybody = tuple(name for name in members if name not in excluded)
         for client_id in everybody:  # an upper bound: who was asked in an attempt that a crash cut off has spent, too
             self.state.asked[client_id] = self.state.asked.get(client_id, 0) + 1
         terms = digest_json("fedsec/run-terms/v1", [request.plan_json, request.noise_multiplier.hex()])
@@ -341,12 +343,12 @@ class FederationLoop:
     def _aggregate(self, updates: list[ValidUpdate], server_round: int) -> tuple[float, int]:
         """Apply what the rule makes of the updates: L2 norm of the step, 0 if the model stayed as it was; and how many updates counted."""
         if len(updates) < self.plan.federation.min_clients:
-            return 0.0, 0
+            return 0.0, len(updates)
         root = self._root(server_round)
         result = self.defence.aggregate(updates, server_round=server_round, dimension=self.layout.size, root=root)
         counted = self.defence.num_accepted
         if result is None or counted < self.plan.federation.min_clients:
-            return 0.0, 0
+            return 0.0, counted
         return self._apply(result), counted
 
     def _root(self, server_round: int) -> npt.NDArray[np.float64] | None:

@@ -50,6 +50,19 @@ def sketch_rule(
     return rule
 
 
+def gated_members(group: GroupServer) -> dict[str, tuple[float, str]]:
+    """Members whose sketch no honest update gives, whatever the rule: client id → (length over the longest allowed, reason)."""
+    gated = {}
+    for cohort in group.running().values():
+        passed, config = cohort.screen(), cohort.config
+        for index in cohort.sketches.keys() - passed.keys():
+            longest = math.sqrt(config.norm_slack * config.num_rows / 2) * config.norm_bound
+            ratio = float(np.linalg.norm(cohort.sketches[index].sketch.astype(np.float64))) / longest
+            reason = f"its sketch is {ratio:.3g} times as long as the bound on updates allows"
+            gated[cohort.members[index].client_id] = (max(1.0, ratio), reason)
+    return gated
+
+
 def _view(
     defence: Defence, group: GroupServer, fixed_points: Mapping[int, FixedPoint], server_round: int, sketches: Mapping[Place, Sketch],
     root: Root,

@@ -33,7 +33,7 @@ from fedsec.flower.records import RoundRequest
 from fedsec.flower.roster import Membership
 from fedsec.flower.saved import load_group, save_group
 from fedsec.flower.secure_records import STAGES, make_stage_request, read_reply, stage_type
-from fedsec.flower.sketch_rule import sketch_rule
+from fedsec.flower.sketch_rule import gated_members, sketch_rule
 from fedsec.flower.tally import Tally
 from fedsec.plan.model import Plan
 from fedsec.plan.robust import rule_of
@@ -268,6 +268,7 @@ class SecureRounds:
 
     def _decide(self, group: GroupServer, given: RoundInput, tally: Tally) -> None:
         """Run the rule on the pooled sketches; where it says that nobody may count, the round is over for all of them."""
+        self.defence.reject(given.request.server_round, gated_members(group))
         try:
             group.decide(sketch_rule(self.defence, group, self.fixed_points, given.request.server_round, given.root))
         except RoundAborted as error:

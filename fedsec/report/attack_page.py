@@ -17,7 +17,7 @@ from fedsec.files import atomic_write_text
 from fedsec.plan.grid import NO_ATTACK, Cell
 from fedsec.plan.load import plan_to_toml
 from fedsec.plan.model import Plan
-from fedsec.plan.robust import UNDEFENDED
+from fedsec.plan.robust import UNDEFENDED, max_suspects
 from fedsec.report import text
 from fedsec.report.attack_rows import CellRow
 from fedsec.report.attack_summary import Figure, Summary
@@ -82,7 +82,9 @@ def _context(summary: Summary, facts: PageFacts) -> dict[str, Any]:
     return {
         "title": facts.plan.name,
         "undefended": UNDEFENDED,
-        "sentences": sentences(summary, failed=len(facts.failures)),
+        "sentences": sentences(
+            summary, failed=len(facts.failures), most_suspects=max_suspects(facts.plan, facts.plan.federation.num_clients)
+        ),
         "columns": [name for name, _ in columns_of(summary)],
         "heat": _heat(summary),
         "top": text.percent(scale_of(summary)),
@@ -220,6 +222,7 @@ def _settings(summary: Summary, plan: Plan) -> list[tuple[str, str]]:
             ", ".join([*(f"{name} {value:g}" for name, value in strengths.items()), "else each attack's own default"]),
         ),
         ("shares of attackers", shares(summary.grid.fractions)),
+        ("most clients that a rule may suspect", str(max_suspects(plan, federation.num_clients))),
         ("seeds", ", ".join(map(str, seeds)) if len(seeds) <= 12 else f"{seeds[0]} to {seeds[-1]}"),
         ("time of all runs", text.duration(sum(row.wall_s for row in rows))),
         ("versions", ", ".join(versions)),

@@ -15,12 +15,13 @@ from fedsec.report.attack_summary import Figure, Summary
 from fedsec.report.intervals import FEWEST
 
 
-def sentences(summary: Summary, *, failed: int) -> list[str]:
+def sentences(summary: Summary, *, failed: int, most_suspects: int) -> list[str]:
     """The report's first paragraph, a sentence each.
 
     Args:
         summary: of the grid.
         failed: cells that failed in this session.
+        most_suspects: f, the most clients that a rule of this plan may reject as suspects.
     """
     said = [_what_ran(summary)]
     if summary.missing:
@@ -34,7 +35,7 @@ def sentences(summary: Summary, *, failed: int) -> list[str]:
             _price(summary, best[0].rule),
             _attack_success(summary),
         ]
-    said.append(_how_sure(summary))
+    said += [_too_many(summary, most_suspects), _how_sure(summary)]
     return [sentence for sentence in said if sentence]
 
 
@@ -126,16 +127,26 @@ def _price(summary: Summary, rule: str) -> str:
     if rule == UNDEFENDED or mean is None:
         return f"{alone}."
     cost = mean.accuracy - clean.accuracy
-    if cost > 0:
-        return f"{alone} and {UNDEFENDED} {text.percent(mean.accuracy)}: the rule costs {_points(cost)}."
-    return f"{alone} and {UNDEFENDED} {text.percent(mean.accuracy)}: the rule costs nothing."
+    says = f"costs {_points(cost)}" if cost > 0 else "costs nothing"
+    rejected = clean.mean_of(lambda row: row.honest_rate)
+    honest = f", and leaves out {text.percent(rejected)} of the honest updates" if rejected else ""
+    return f"{alone} and {UNDEFENDED} {text.percent(mean.accuracy)}: the rule {says}{honest}."
 
 
 def _attack_success(summary: Summary) -> str:
     aims = sorted({row.attack for row in summary.rows if row.attack_success is not None}, key=summary.grid.attacks.index)
     if not aims:
         return ""
-    return f"Accuracy does not show whether {listed(aims)} reached an aim of its own; the share that did stands in the table of rejections."
+    return f"How far {listed(aims)} reached an aim of its own stands in the table of rejections: accuracy alone does not show it."
+
+
+def _too_many(summary: Summary, most_suspects: int) -> str:
+    crews = {row.num_attackers for row in summary.rows if row.num_attackers is not None and row.num_attackers > most_suspects}
+    return (
+        f"With {listed([str(crew) for crew in sorted(crews)])} attackers there are more than the {most_suspects} clients that a rule may suspect here."
+        if crews
+        else ""
+    )
 
 
 def _how_sure(summary: Summary) -> str:

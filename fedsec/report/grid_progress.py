@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -126,13 +127,25 @@ class GridProgress:
         self._show(lambda: print(text.encodable(text.printable(line), self._stream.encoding or "utf-8"), file=self._stream, flush=True))
 
     def _show(self, draw: Callable[[], object]) -> None:
-        """Draw, unless the display is off or broken."""
+        """Draw, unless the display is off or broken: what is lost then is the display, never the grid."""
         if self._silent:
             return
         try:
             draw()
-        except (OSError, ValueError):
-            self._silent, self._live = True, None
+        except OSError:
+            self._give_up()
+        except ValueError:
+            if not self._stream.closed:
+                raise  # a fault of ours, not of the display
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Go silent for good, and give sys.stderr back."""
+        self._silent = True
+        live, self._live = self._live, None
+        if live is not None:
+            with contextlib.suppress(OSError, ValueError):
+                live.stop()
 
     def _picture(self) -> RenderableType:
         done = self._finished + self._failed

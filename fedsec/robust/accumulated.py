@@ -33,9 +33,8 @@ MOST_LIFTED = 1 << 22
 """Most numbers of lifted rows that are kept, over all clients; beyond it only products within rounds add up."""
 
 _FEWEST_CLIENTS = 6
-_FEWEST_ROUNDS = 5
+_FEWEST_ROUNDS = 3
 _TABLE = {"format": TEXT, "client_ids": list_of(TEXT), "rounds": INTEGER, "width": INTEGER, "products": TEXT, "columns": TEXT, "sums": TEXT}
-_FACTOR = 1.5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -195,6 +194,6 @@ def suspicions(
     matrix, columns = state.correlations(judged)
     sizes: Vector = np.array([relative_sizes[name] for name in judged])
     edge = spectral_edge(len(judged), columns, tail) / math.sqrt(columns)
-    spectrum = outlying(matrix, sizes, edge=edge, unit=1.0, columns=columns, spread_factor=_FACTOR, most=most, deviations=deviations)
+    spectrum = outlying(matrix, sizes, edge=edge, unit=1.0, columns=columns, most=most, deviations=deviations)
     facts = {"accumulated_edge": spectrum.edge, "accumulated_eigenvalue": float(spectrum.eigenvalues[0])}
     return dict(zip(judged, spectrum.scores.tolist(), strict=True)), facts

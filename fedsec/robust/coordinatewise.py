@@ -15,7 +15,7 @@ import numpy as np
 
 from fedsec.robust.base import Flags, Matrix, Vector
 from fedsec.robust.decision import check_gram, smallest
-from fedsec.robust.gram import Floats, Updates, chunks_of, shape_of, squared_distances
+from fedsec.robust.gram import Floats, Updates, shape_of, squared_distances
 from fedsec.robust.lanes import in_lanes
 
 WIDTH = 1 << 11
@@ -30,7 +30,7 @@ def median(updates: Updates, *, scales: Vector | None = None, threads: int | Non
     >>> median(np.array([[1.0, 5.0], [2.0, 6.0], [1e30, -1e30]]))
     array([2., 5.])
     """
-    count, _ = shape_of(updates)
+    count = _check(updates, 0)
     return _by_columns(updates, lambda ordered: (ordered[:, (count - 1) // 2] + ordered[:, count // 2]) / 2, scales, threads)
 
 
@@ -43,7 +43,9 @@ def trimmed_mean(updates: Updates, *, num_byzantine: int, scales: Vector | None 
     array([3.])
     """
     count = _check(updates, num_byzantine)
-    return _by_columns(updates, lambda ordered: ordered[:, num_byzantine : count - num_byzantine].mean(axis=1), scales, threads)
+    middle = np.zeros(count, dtype=np.result_type(np.float32, *{row.dtype for row in updates}))
+    middle[num_byzantine : count - num_byzantine] = 1.0 / (count - 2 * num_byzantine)
+    return _by_columns(updates, lambda ordered: ordered @ middle, scales, threads)
 
 
 def meamed(updates: Updates, *, num_byzantine: int, scales: Vector | None = None, threads: int | None = None) -> Vector:
@@ -108,31 +110,43 @@ def _check(updates: Updates, num_byzantine: int) -> int:
 
 
 def _around_the_median(ordered: Floats, kept: int) -> Floats:
-    """Mean of the ``kept`` entries of each row [width, n], sorted, that are nearest to the row's median."""
+    """Mean of the ``kept`` entries of each row [width, n], sorted, that are nearest to the row's median.
+
+    They lie side by side and hold an entry next to the median, so the window starts at one of few places. Entries that every such window
+    holds are added once; the others come in pairs, ``kept`` apart, of which each window holds exactly one.
+    """
     count = ordered.shape[1]
-    middle = (ordered[:, (count - 1) // 2] + ordered[:, count // 2]) / 2
-    first = np.arange(count - kept + 1)
-    reach = np.maximum(middle[:, None] - ordered[:, first], ordered[:, first + kept - 1] - middle[:, None])
+    below, above = (count - 1) // 2, count // 2
+    middle = (ordered[:, [below]] + ordered[:, [above]]) / 2
+    near = ordered[:, max(0, below - kept + 1) : min(count, above + kept)]
+    free = near.shape[1] - kept
+    reach = np.maximum(middle - near[:, : free + 1], near[:, kept - 1 :] - middle)
     start = np.argmin(reach, axis=1)[:, None]
-    index = np.arange(count)
-    result: Floats = np.where((index >= start) & (index < start + kept), ordered, 0.0).sum(axis=1) / kept
-    return result
+    either = np.where(np.arange(free) >= start, near[:, :free], near[:, kept:])
+    mean: Floats = (near[:, free:kept].sum(axis=1) + either.sum(axis=1)) / kept
+    return mean
 
 
 def _by_columns(updates: Updates, reduce: Callable[[Floats], Floats], scales: Vector | None, threads: int | None) -> Vector:
     """Sorted entries of each coordinate [width, n] → one number each, chunk by chunk: float64 [d]."""
-    _, dimension = shape_of(updates)
+    count, dimension = shape_of(updates)
+    dtype = np.result_type(np.float32, *{row.dtype for row in updates})
+    factors = None if scales is None else scales.astype(dtype)
     result = np.zeros(dimension)
 
     def lane(parts: Iterator[slice]) -> None:
-        chunk_of = chunks_of(updates, WIDTH)
+        buffer = np.empty((WIDTH, count), dtype=dtype)
         for part in parts:
-            chunk = chunk_of(part)
-            ordered = np.ascontiguousarray((chunk if scales is None else chunk * scales.astype(chunk.dtype)[:, None]).T)
-            if ordered.base is not None:
-                ordered = ordered.copy()
-            ordered.sort(axis=1)
-            result[part] = reduce(ordered)
+            columns = buffer[: part.stop - part.start]
+            if isinstance(updates, np.ndarray):
+                columns[...] = updates[:, part].T
+            else:
+                for row, update in enumerate(updates):
+                    columns[:, row] = update[part]
+            if factors is not None:
+                columns *= factors
+            columns.sort(axis=1)
+            result[part] = reduce(columns)
 
     in_lanes(lane, dimension, WIDTH, threads)
     return result

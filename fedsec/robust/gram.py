@@ -44,7 +44,7 @@ def gram_matrix(updates: Updates, *, center: Floats | None = None, scales: Vecto
         updates: n of d, finite: a 2-D array with one row an update, or a sequence of 1-D arrays (never stacked). float32 or float64.
         center: c [d], the origin of the products; default: zero. Accuracy does not depend on it.
         scales: s [n], a factor for each row; default: one.
-        threads: see :func:`fedsec.robust.lanes.in_lanes`.
+        threads: that take chunks at the same time; default: one, and BLAS has its own.
 
     Returns:
         float64 [n, n], symmetric, diagonal at least 0. ``G_ii + G_jj - 2 G_ij`` is within about 1e-6 of the product of the distances of i
@@ -106,7 +106,7 @@ def combine(updates: Updates, weights: Vector, *, threads: int | None = None) ->
             chunk = chunk_of(part)
             result[part] = weights.astype(chunk.dtype) @ chunk
 
-    in_lanes(lane, dimension, width, threads)
+    in_lanes(lane, dimension, width, threads or 1)
     return result
 
 
@@ -127,7 +127,7 @@ def distances_to(updates: Updates, point: Vector, *, scales: Vector | None = Non
             total += np.einsum("ij,ij->i", rest, rest)
         return total
 
-    return np.sqrt(sum(in_lanes(lane, dimension, width, threads), start=np.zeros(count)))
+    return np.sqrt(sum(in_lanes(lane, dimension, width, threads or 1), start=np.zeros(count)))
 
 
 def _about_a_pivot(
@@ -169,7 +169,7 @@ def _products(
                 total += chunk @ chunk.T
         return total
 
-    return sum(in_lanes(lane, dimension, width, threads), start=np.zeros((count + 1, count + 1)))
+    return sum(in_lanes(lane, dimension, width, threads or 1), start=np.zeros((count + 1, count + 1)))
 
 
 def columns_of_a_chunk(count: int) -> int:

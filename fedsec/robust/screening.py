@@ -156,7 +156,6 @@ def _spectrum(
         edge=spectral_edge(len(kept), columns, settings.edge_tail),
         unit=math.sqrt(columns),
         columns=columns,
-        spread_factor=1.0,
         most=most,
         deviations=settings.deviations,
     )

@@ -12,7 +12,6 @@ import numpy as np
 
 from fedsec.robust.base import Flags, Matrix, Vector
 from fedsec.robust.decision import (
-    DEVIATIONS,
     MAD_TO_STDDEV,
     ROUNDING,
     GramDecision,
@@ -27,6 +26,9 @@ from fedsec.robust.weighting import adaptive_clipping, arc_nnm_geometric_median,
 
 NORM_SLACK = 1.0
 """How far over the norm threshold an update may be, as a share of it."""
+DIRECTION_DEVIATIONS = 5.0
+"""Robust standard deviations along a direction at which the spectral filter rejects; more than ``DEVIATIONS``, since the leading directions
+of few updates lean towards the most extreme of them."""
 DIRECTIONS = 3
 """Leading directions that the spectral filter looks at in each step."""
 
@@ -95,22 +97,26 @@ def norm_and_distance_filter(gram: Matrix, *, num_byzantine: int, slack: float =
 
 
 def spectral_filter(gram: Matrix, *, num_byzantine: int, directions: int = DIRECTIONS) -> GramDecision:
-    """Spectral filter: reject what stands out along the leading principal directions, step after step; the mean of the rest.
+    """Spectral filter: as :func:`mad_filter`, and reject also who agrees with others on a direction that most do not take; mean of the rest.
 
-    Step, over the updates still accepted: the leading eigenvectors of the centred Gram matrix give each update its coordinates p_i along
-    the directions of largest variance; score ``|p_i - median p| / (4 * 1.4826 MAD p)``, the largest over the directions; scores of 1 and
-    more are rejected, at most f in all. Ends when a step rejects nobody.
+    Step, over the updates still accepted: the leading eigenvectors of the centred Gram matrix, its diagonal replaced by the means of its rows,
+    say how far each update p_i goes along a direction together with others. Its own norm plays no part, or every long honest update would
+    be a direction of its own. Score ``|p_i - median p| / (5 max(1.4826 MAD p, u))``, u the deviation along a typical direction (from the median of the positive
+    eigenvalues); the largest over the directions, and over the score of :func:`mad_filter`. Scores of 1 and more are rejected, at most f
+    in all. Ends when a step rejects nobody.
     Breakdown point: f < n/2 for what is far out. Cost: n³ a step, at most f + 1 steps.
     Papers: Shejwalkar, Houmansadr, NDSS 2021 (DnC: fixed number, random coordinates); Allouah et al., arXiv 2505.01874 (CAF: weights).
-    Here: all coordinates, several directions, and a number that the updates decide.
+    Here: all coordinates, several directions, no diagonal, and a number that the updates decide.
 
     >>> spectral_filter(np.diag([1.0, 1.0, 1.0, 1.0, 1e6]), num_byzantine=1).accepted
     array([ True,  True,  True,  True, False])
     """
     count = check_gram(gram, num_byzantine)
-    accepted, scores = np.ones(count, dtype=np.bool_), np.zeros(count)
+    by_distance = nnm_geometric_median(gram, num_byzantine=num_byzantine).scores
+    scores, accepted = by_distance.copy(), np.ones(count, dtype=np.bool_)
     while True:
-        scores[accepted] = _projection_scores(gram[np.ix_(accepted, accepted)], directions)
+        together = _agreement(gram[np.ix_(accepted, accepted)], directions)
+        scores[accepted] = np.maximum(by_distance[accepted], together)
         left = num_byzantine - int(np.count_nonzero(~accepted))
         keep = accept_all_but(np.where(accepted, scores, 0.0), left)
         if keep.all():
@@ -119,16 +125,25 @@ def spectral_filter(gram: Matrix, *, num_byzantine: int, directions: int = DIREC
     return GramDecision(weights=uniform(accepted), accepted=accepted, scores=scores)
 
 
-def _projection_scores(gram: Matrix, directions: int) -> Vector:
-    """Largest robust deviation of each update along the leading directions of the updates."""
-    centred = gram - gram.mean(axis=0)
+def _agreement(gram: Matrix, directions: int) -> Vector:
+    """How far each update goes with others along the leading directions, in multiples of the edge."""
+    count = len(gram)
+    norms = np.diagonal(gram)
+    centred = gram.copy()
+    np.fill_diagonal(centred, (gram.sum(axis=1) - norms) / max(1, count - 1))
+    centred -= centred.mean(axis=0)
     centred -= centred.mean(axis=1, keepdims=True)
     values, vectors = np.linalg.eigh((centred + centred.T) / 2.0)
-    leading = vectors[:, ::-1][:, :directions] * np.sqrt(np.maximum(values[::-1][:directions], 0.0))
-    away = np.abs(leading - np.median(leading, axis=0))
-    spread = DEVIATIONS * MAD_TO_STDDEV * np.median(away, axis=0)
-    least = ROUNDING * math.sqrt(max(float(np.median(np.diagonal(gram))), 0.0))
-    scores: Vector = np.max(away / np.maximum(np.maximum(spread, least), np.finfo(np.float64).tiny), axis=1)
+    least = ROUNDING**2 * max(float(np.median(norms)), float(values[-1]))
+    positive = values[values > least]
+    if not len(positive):
+        return np.zeros(count)
+    leading = min(directions, len(positive))
+    along = vectors[:, -leading:] * np.sqrt(values[-leading:])
+    away = np.abs(along - np.median(along, axis=0))
+    typical = math.sqrt(float(np.median(positive)) / count)
+    spread = np.maximum(MAD_TO_STDDEV * np.median(away, axis=0), typical)
+    scores: Vector = np.max(away / (DIRECTION_DEVIATIONS * spread), axis=1)
     return scores
 
 

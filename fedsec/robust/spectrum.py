@@ -71,9 +71,7 @@ def spread_over_noise(eigenvalues: Vector, index: int, unit: float) -> float:
     return float(eigenvalues[index]) / expected
 
 
-def outlying(
-    products: Matrix, sizes: Vector, *, edge: float, unit: float, columns: float, spread_factor: float, most: int, deviations: float
-) -> Spectrum:
+def outlying(products: Matrix, sizes: Vector, *, edge: float, unit: float, columns: float, most: int, deviations: float) -> Spectrum:
     """Who stands out along directions above the edge.
 
     Args:
@@ -82,7 +80,6 @@ def outlying(
         edge: eigenvalues up to it are noise.
         unit: deviation of an off-diagonal entry under noise.
         columns: of the rows whose products these are; where they come from several rounds, as many as would spread alike.
-        spread_factor: how far over noise the edge is, per unit of :func:`spread_over_noise`.
         most: f.
         deviations: robust deviations at which a score is 1.
     """
@@ -90,7 +87,7 @@ def outlying(
     eigenvalues = values[::-1]
     # Agreement takes two, so f colluders make f/2 directions; those that agree with nobody but themselves over rounds make up to f.
     differing = min(spread_over_noise(eigenvalues, most // 2, unit), 1.4 * spread_over_noise(eigenvalues, most, unit))
-    edge *= max(1.0, spread_factor * differing)
+    edge *= max(1.0, 1.5 * differing - 0.4)
     scores, eigenvalue_of, crowded = np.zeros(len(sizes)), np.zeros(len(sizes)), 0
     for rank in range(len(sizes)):
         if eigenvalues[rank] <= edge:
@@ -116,9 +113,8 @@ def robust_deviations(places: Vector, sizes: Vector) -> Vector:
     """
     slope = weighted_median(places / sizes, np.minimum(sizes, _WEIGHT_CAP))
     residuals = places - slope * sizes
-    differing = max(0.0, (1.4826 * float(np.median(np.abs(residuals)))) ** 2 - 1.0)
-    larger = np.maximum(sizes, 1.0) ** 2
-    spread = np.sqrt(1.0 + differing * larger + SIZE_DIFFERENCE**2 * (larger - 1.0))
+    typical = max(1.0, 1.4826 * float(np.median(np.abs(residuals))))
+    spread = np.sqrt(typical**2 + SIZE_DIFFERENCE**2 * (np.maximum(sizes, 1.0) ** 2 - 1.0))
     deviations: Vector = residuals / spread
     return deviations
 

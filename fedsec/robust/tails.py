@@ -43,8 +43,8 @@ def chi_squared_place(value: float, degrees: float, noncentrality: float = 0.0) 
     3.0
     """
     stretch, matched, spread = _matched(degrees, noncentrality)
-    place: float = (math.cbrt(value / (stretch * matched)) - (1.0 - spread)) / math.sqrt(spread)
-    return place
+    place = (math.cbrt(value / (stretch * matched)) - (1.0 - spread)) / math.sqrt(spread)
+    return float(place)
 
 
 def _matched(degrees: float, noncentrality: float) -> tuple[float, float, float]:

@@ -42,7 +42,7 @@ def whiten(
     """
     values = _checked(sketches, dimension, rrt)
     if rrt is None:
-        return values * np.sqrt(2.0 / dimension)
+        return np.asarray(values * np.sqrt(2.0 / dimension))
     vectors, roots = _decomposed(rrt)
     whitened: npt.NDArray[np.float64] = values @ (vectors / roots)
     return whitened @ vectors.T if vectors.shape[0] == vectors.shape[1] else whitened

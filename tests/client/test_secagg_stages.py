@@ -23,6 +23,7 @@ from client.secagg import _PHASES as CALL_PHASES
 from fedsec.clientstore.inspect import read_ledger
 from fedsec.clientstore.store import ClientStore
 from fedsec.data.federated import federated_data
+from fedsec.defence import Defence
 from fedsec.errors import FedsecError, PeerError
 from fedsec.flower import compat, records
 from fedsec.flower.secure_records import ROSTER, STAGES, RosterOffer, RosterReply, make_stage_request, stage_type
@@ -58,7 +59,8 @@ from server.secure import build_secure_rounds
 from server.session import Session
 
 SIGMA = 8.0
-BASE = ["robust.rule=mean", "attack.name=none", "federation.num_clients=4", "federation.rounds=4", "secagg.num_corrupt=1", "secagg.sketch_rows=64", f"privacy.noise_multiplier={SIGMA}",
+BASE = ["robust.rule=mean", "attack.name=none",
+        "federation.num_clients=4", "federation.rounds=4", "secagg.num_corrupt=1", "secagg.sketch_rows=64", f"privacy.noise_multiplier={SIGMA}",
         "privacy.epsilon=50", "training.steps=1", "training.batch_size=20"]  # fmt: skip
 PLAN = load_plan(overrides=BASE)
 CLEAR = load_plan(overrides=[*BASE, "secagg.enabled=false"])
@@ -138,8 +140,9 @@ class Story:
         shutil.copytree(identities, self.folder.path / "identities")
         self.identities = self.folder.path / "identities"
         self.secure = build_secure_rounds(
-            None, plan, self.folder, data, dimension=DIMENSION, noise_multiplier=SIGMA, session=Session(), cleanup=cleanup
-        )
+            None, plan, self.folder, data, dimension=DIMENSION, noise_multiplier=SIGMA, defence=Defence(plan=plan, noise_stddev=0.0),
+            session=Session(), cleanup=cleanup,
+        )  # fmt: skip
         self.contexts = {p: self.context(p, {"partition-id": p, "num-partitions": 4}) for p in range(4)}
         self.messages = 0
 

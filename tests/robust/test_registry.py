@@ -66,7 +66,9 @@ def test_weights_refer_to_rows_in_sum_form(name):
 @pytest.mark.parametrize("sizes", [[4.0] * 7, [1.0, 2.0, 4.0, 8.0, 16.0, 3.0, 1.0]])
 def test_the_mean_is_the_capped_mean_of_sum_form(sizes):
     rows = normal(7) * np.array(sizes, np.float32)[:, None]
-    updates = [ValidUpdate(client_id=f"c{i:03d}", vector=row, batch_size=int(size)) for i, (row, size) in enumerate(zip(rows, sizes, strict=True))]
+    updates = [
+        ValidUpdate(client_id=f"c{i:03d}", vector=row, batch_size=int(size)) for i, (row, size) in enumerate(zip(rows, sizes, strict=True))
+    ]
     result, verdict = aggregate("mean", view_of(rows, 3, sizes=sizes))
     assert np.allclose(result, mean_update(updates, weight_cap=3.0), atol=1e-6)
     assert verdict.accepted.all()

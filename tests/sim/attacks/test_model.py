@@ -165,6 +165,16 @@ def test_the_search_is_as_good_as_trying_a_thousand_sizes(make_round, deltas_of,
         assert influence_of(round_, deltas_of(attack(round_)), rule) >= 0.9 * best
 
 
+def test_optimised_ipm_goes_to_the_edge_of_a_norm_rule(make_round, deltas_of):
+    def short(gram):
+        weights = (np.diag(gram) <= 400.0).astype(float)
+        return weights / weights.sum()
+
+    round_ = make_round("optimised-ipm", spread=0.5, aggregate=short)
+    assert (np.linalg.norm(known_deltas(round_), axis=1) < 20).all()
+    assert 18 < np.linalg.norm(deltas_of(deviations.optimised_ipm(round_))[0]) <= 20
+
+
 @pytest.mark.parametrize("rule", [None, trusting])
 def test_the_picture_on_the_gram_matrix_is_the_round_itself(make_round, rule):
     round_ = make_round("alie", aggregate=rule, seed=5)
@@ -334,15 +344,20 @@ def gate(limit):
 
 
 @pytest.mark.parametrize("knowledge", ["omniscient", "partial"])
-def test_the_adaptive_push_ends_just_under_the_edge(make_round, knowledge):
-    for limit in (60.0, 100.0, 1000.0):
-        round_ = make_round("adaptive", noise=1.0, knowledge=knowledge, screen=gate(limit))
-        sent = adaptive(round_).updates
-        norms = np.linalg.norm(sent.astype(float), axis=1)
-        assert norms.max() <= limit
-        assert norms.max() > 0.9 * limit or np.array_equal(sent, round_.own)
-        push = sent.astype(float) - round_.own
-        assert np.allclose(push, push[0], atol=1e-3)
+@pytest.mark.parametrize("limit", [70.0, 100.0, 1000.0])
+def test_the_adaptive_push_ends_just_under_the_edge(make_round, knowledge, limit):
+    round_ = make_round("adaptive", noise=1.0, knowledge=knowledge, screen=gate(limit))
+    own = round_.own.astype(float)
+    assert np.linalg.norm(own, axis=1).max() < limit
+    sent = adaptive(round_).updates.astype(float)
+    assert np.linalg.norm(sent, axis=1).max() <= limit
+    against = -unit_vector(round_.mean)
+    along = own @ against
+    largest = np.min(-along + np.sqrt(along**2 + limit**2 - np.sum(own**2, axis=1)))  # all norms are at most the limit up to here
+    lengths = (sent - own) @ against
+    assert np.allclose(sent - own, lengths[:, None] * against, atol=1e-3)
+    assert (lengths > 0.98 * largest).all()
+    assert (lengths <= largest * (1 + 1e-6)).all()
 
 
 def test_the_adaptive_push_goes_where_there_is_more_room(make_round):
@@ -381,3 +396,26 @@ def test_stand_ins_look_like_the_known_updates(make_round, noise):
     assert rows.shape == (50, 300)
     assert np.array_equal(rows[:10], round_.known)
     assert rows[10:].std(axis=0).mean() == pytest.approx(rows[:10].std(axis=0, ddof=1).mean(), rel=0.1)
+
+
+# --- the noise unit -------------------------------------------------------------------------------------------------------------
+
+
+def top_over_edge(make_round, amplitude, seed, *, n=20, f=4, d=650, k=256):
+    """Largest eigenvalue of the centred Gram matrix without its diagonal, over 2·sqrt(nk), where nothing but noise and the push is in the updates.
+
+    The push has a random direction, so the first k coordinates are as good as a random sketch of k numbers.
+    """
+    round_ = make_round("fixed-direction", n=n, f=f, d=d, noise=1.0, own_noise=True, strength=amplitude, seed=seed, run_seed=seed)
+    honest = np.random.default_rng([seed, 5]).normal(size=(n - f, d))
+    rows = np.vstack([honest, simple.fixed_direction(round_).updates])[:, :k]
+    rows = rows - rows.mean(axis=0)
+    gram = rows @ rows.T
+    return np.linalg.eigvalsh(gram - np.diag(np.diag(gram)))[-1] / (2 * math.sqrt(n * k))
+
+
+def test_the_default_push_hides_in_a_sketch_and_three_times_as_much_does_not(make_round):
+    """The table in docs/attacks.md, with fewer seeds."""
+    ratios = {amplitude: [top_over_edge(make_round, amplitude, seed) for seed in range(20)] for amplitude in (0.0, 6.0, 18.0)}
+    assert abs(np.mean(ratios[6.0]) - np.mean(ratios[0.0])) < 0.1
+    assert min(ratios[18.0]) > max(1.5, *ratios[6.0])
