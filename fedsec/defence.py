@@ -23,12 +23,12 @@ from fedsec.plan.model import Plan
 from fedsec.plan.robust import UNDEFENDED, max_suspects, rule_of
 from fedsec.results import ScreeningRow
 from fedsec.robust.accumulated import ScreeningState
-from fedsec.robust.base import Mode, RoundView, Verdict
+from fedsec.robust.base import Matrix, Mode, RoundView, Verdict
 from fedsec.robust.registry import aggregate, apply_rule
 from fedsec.robust.reputation import Reputation
 from fedsec.robust.reputation_records import EDGE, Event, Fault, ReputationSettings, RoundObservation
 from fedsec.robust.rules import mean_update
-from fedsec.robust.screening import screen
+from fedsec.robust.screening import SUSPICION, screen
 from fedsec.robust.validation import ValidUpdate
 
 BY_RANK = ("krum", "multi-krum", "bulyan")
@@ -114,14 +114,18 @@ class Defence:
 
     # --- One round --------------------------------------------------------------------------------------------------------------
 
-    def judge(self, view: RoundView) -> frozenset[str]:
+    def judge(self, view: RoundView, *, lifted: Matrix | None = None) -> frozenset[str]:
         """Who of a round, or of a part of it, counts.
+
+        Args:
+            view: what the server sees.
+            lifted: of sketches, put back into the space of the updates; see :func:`fedsec.robust.screening.screen`.
 
         Raises:
             RoundAborted: more suspects than f; nobody counts.
         """
         pending = self._round(view.server_round)
-        verdict = self._run_rule(view, pending)
+        verdict = self._run_rule(view, pending, lifted)
         return self._note(view, verdict, pending)
 
     def reject(self, server_round: int, out: Mapping[str, tuple[float, str]]) -> None:
@@ -243,13 +247,13 @@ class Defence:
             root=root,
         )
 
-    def _run_rule(self, view: RoundView, pending: Pending) -> Verdict:
+    def _run_rule(self, view: RoundView, pending: Pending, lifted: Matrix | None) -> Verdict:
         if self.rule != "screening":
             return apply_rule(self.rule, view)
         state = ScreeningState.from_json(pending.screening) if pending.screening is not None else self.screening
-        verdict, after = screen(view, state=state)
+        verdict, after = screen(view, state=state, lifted=lifted)
         pending.screening = after.to_json()
-        mark = "suspicion:"
+        mark = SUSPICION
         pending.suspicions |= {name[len(mark) :]: value for name, value in verdict.facts.items() if name.startswith(mark)}
         return replace(verdict, facts={name: value for name, value in verdict.facts.items() if not name.startswith(mark)})
 

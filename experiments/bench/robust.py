@@ -8,7 +8,7 @@ Input: n updates of d entries in float32, a common direction plus noise of devia
 direction, plus noise.
 
 Peers: ByzFL on torch tensors over the same memory (what its own training loop passes), ByzFL on the numpy array, Flower on n arrays of
-one layer. Where definitions differ, see ``experiments.bench.robust_rules``. Rules that no peer has stand beside our mean by weights.
+one layer. Where definitions differ, see ``experiments.bench.robust_rules``. Rules that no peer has count for memory only.
 
 ``python -m experiments.bench.robust [--json] [--rounds N] [--sizes 100x100000 50x1000000] [--only RULE ...] [--byzfl FOLDER] [--save]``
 """
@@ -63,8 +63,8 @@ def updates_of(count: int, dimension: int) -> np.ndarray:
     rng = np.random.default_rng(7)
     updates = rng.standard_normal((count, dimension), dtype=np.float32)
     direction = rng.standard_normal(dimension, dtype=np.float32)
-    for client, row in enumerate(updates):
-        row += direction * np.float32(-3.0 if client % 5 == 0 else 1.0)
+    for client in range(count):
+        updates[client] += direction * np.float32(-3.0 if client % 5 == 0 else 1.0)
     return updates
 
 
@@ -93,7 +93,7 @@ def timed(way: Way) -> tuple[float, np.ndarray]:
 
 
 def measure_rule(rule: str, ways: list[Way], size: str, rounds: int) -> Iterator[Row]:
-    """Rows of time and of agreement, one of each for each peer."""
+    """A row of time for each peer, and one for the largest difference from any of them."""
     best: dict[str, float] = {}
     results: dict[str, np.ndarray] = {}
     for turn in range(rounds):
@@ -102,34 +102,37 @@ def measure_rule(rule: str, ways: list[Way], size: str, rounds: int) -> Iterator
                 continue
             spent, results[way.peer] = timed(way)
             best[way.peer] = min(best.get(way.peer, spent), spent)
-    for peer in [way.peer for way in ways[1:]]:
-        yield Row(what=f"{rule}, {size}", ours=best[""] * 1e3, peer=best[peer] * 1e3, peer_name=peer, unit="ms CPU")
-        apart = float(np.max(np.abs(results[""] - results[peer])))
-        yield Row(what=f"{rule}, {size}: difference from {peer}", ours=apart, peer=AGREEMENT, peer_name="limit", unit="deviations")
-    if len(ways) == 1:
-        yield Row(what=f"{rule}, {size}", ours=best[""] * 1e3, peer=0.0, peer_name="none", unit="ms CPU")
+    for way in ways[1:]:
+        yield Row(what=f"{rule}, {size}", ours=best[""] * 1e3, peer=best[way.peer] * 1e3, peer_name=way.peer, unit="ms CPU")
+    apart = max(float(np.max(np.abs(results[""] - results[way.peer]))) for way in ways[1:])
+    yield Row(what=f"{rule}, {size}: largest difference", ours=apart, peer=AGREEMENT, peer_name="limit", unit="deviations")
 
 
-def measure_memory(rule: str, size: str) -> Iterator[Row]:
-    """Peak of a process of its own, input included, over the input; for a 2-D array and for a list of vectors."""
-    for form in ((), ("rows",)):
-        command = [sys.executable, "-m", "experiments.bench.robust_memory", rule, *size.split("x"), *form]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | ONE_THREAD)
-        what = f"{rule}, {size}: peak memory, {'list of vectors' if form else 'one array'}"
-        yield Row(what=what, ours=float(done.stdout), peer=MEMORY, peer_name="limit", unit="x input")
+def measure_memory(rules: list[str], size: str) -> Row:
+    """Largest peak of a rule in a process of its own, input included, over the input; for one array and for a list of vectors."""
+    peaks = []
+    for rule in rules:
+        for form in ((), ("rows",)):
+            command = [sys.executable, "-m", "experiments.bench.robust_memory", rule, *size.split("x"), *form]
+            done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | ONE_THREAD)
+            peaks.append((float(done.stdout), f"{rule}, {'list of vectors' if form else 'one array'}"))
+    peak, name = max(peaks)
+    return Row(what=f"peak memory, {size}, worst of {len(peaks)} ({name})", ours=peak, peer=MEMORY, peer_name="limit", unit="x input")
 
 
 def measure(sizes: list[str], only: list[str], rounds: int, folder: Path) -> list[Row]:
     rows: list[Row] = []
+    rules = [rule for rule in OURS if not only or rule in only]
     for size in sizes:
         count, dimension = map(int, size.split("x"))
         with threadpool_limits(limits=1):
-            for rule, ways in ways_of(updates_of(count, dimension), count // 5, folder).items():
-                if not only or rule in only:
-                    rows += measure_rule(rule, ways, f"n={count} d={dimension}", rounds)
-        for rule in OURS:
-            if not only or rule in only:
-                rows += measure_memory(rule, size)
+            ways = ways_of(updates_of(count, dimension), count // 5, folder)
+            for rule in rules:
+                if len(ways[rule]) > 1:
+                    rows += measure_rule(rule, ways[rule], f"n={count} d={dimension}", rounds)
+                    print(*rows[-len(ways[rule]) :], sep="\n", file=sys.stderr)
+        del ways
+        rows.append(measure_memory(rules, size))
     return rows
 
 

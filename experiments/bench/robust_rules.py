@@ -83,10 +83,10 @@ OURS: dict[str, Rule] = {
 
 
 def fewest_steps(gram: Matrix) -> int:
-    """Weiszfeld steps from the origin until it is within ``NEAR`` (of the median distance) of where ours stands."""
+    """Weiszfeld steps from the origin until it is within ``NEAR`` (of the median norm) of where ours stands."""
     stands, _ = weighting.median_weights(gram)
     weights = np.zeros(len(gram))
-    scale = float(np.median(distances_from(gram, stands)))
+    scale = float(np.sqrt(np.median(np.diagonal(gram))))
     for step in range(1, 10_000):
         inverse = 1.0 / np.maximum(distances_from(gram, weights), SMALLEST)
         weights = inverse / inverse.sum()
@@ -126,6 +126,9 @@ def byzfl_rules(folder: Path, gram: Matrix, f: int) -> dict[str, Callable[[Any],
     def median(matrix: Matrix) -> Any:
         return byzfl.GeometricMedian(SMALLEST, fewest_steps(matrix))
 
+    def clipping(x: Any) -> Any:
+        return byzfl.CenteredClipping(None, STEPS, radius)(x)  # a fresh one: it keeps its last result
+
     plain, after_mixing, after_both = median(gram), median(mixed(gram)), median(mixed(gram * np.outer(scale, scale)))
     nnm, arc = byzfl.NNM(f), byzfl.ARC(f)
     radius = radius_of(gram, f)
@@ -136,7 +139,7 @@ def byzfl_rules(folder: Path, gram: Matrix, f: int) -> dict[str, Callable[[Any],
         "Krum, n-f-1": byzfl.Krum(f),
         "Multi-Krum, n-f-1": byzfl.MultiKrum(f),
         "geometric median": plain,
-        "centred clipping": lambda x: byzfl.CenteredClipping(None, STEPS, radius)(x),  # a fresh one: it keeps its last result
+        "centred clipping": clipping,
         "NNM + geometric median": lambda x: after_mixing(nnm(x)),
         "ARC + NNM + geometric median": lambda x: after_both(nnm(arc(x))),
     }

@@ -16,11 +16,15 @@ import numpy.typing as npt
 
 from fedsec.defence import Defence
 from fedsec.plan.robust import UNDEFENDED, max_suspects
+from fedsec.robust.accumulated import MOST_LIFTED
 from fedsec.robust.base import Mode, RoundView
-from fedsec.robust.whitening import needs_row_gram, whiten
+from fedsec.robust.whitening import lift, needs_row_gram, whiten
 from fedsec.secagg.fixedpoint import FixedPoint
 from fedsec.secagg.group import GroupServer, Place, Rule, accept_all
 from fedsec.secagg.sketch import Sketch, SketchMatrix
+
+MOST_WRITTEN = 1 << 25
+"""Most entries of R that are written out, 256 MiB as numbers, to compare rounds in the space of the updates."""
 
 Root = npt.NDArray[np.float64] | None
 
@@ -43,8 +47,8 @@ def sketch_rule(
     def rule(sketches: Mapping[Place, Sketch]) -> Collection[Place]:
         names = {place: group.cohorts[place[0]].members[place[1]].client_id for place in sketches}
         places = sorted(sketches, key=names.__getitem__)
-        view = _view(defence, group, fixed_points, server_round, {place: sketches[place] for place in places}, root)
-        accepted = defence.judge(view)
+        view, lifted = _view(defence, group, fixed_points, server_round, {place: sketches[place] for place in places}, root)
+        accepted = defence.judge(view, lifted=lifted)
         return [place for place in places if names[place] in accepted]
 
     return rule
@@ -66,7 +70,7 @@ def gated_members(group: GroupServer) -> dict[str, tuple[float, str]]:
 def _view(
     defence: Defence, group: GroupServer, fixed_points: Mapping[int, FixedPoint], server_round: int, sketches: Mapping[Place, Sketch],
     root: Root,
-) -> RoundView:  # fmt: skip
+) -> tuple[RoundView, npt.NDArray[np.float64] | None]:  # fmt: skip
     cohorts = [group.cohorts[number] for number, _ in sketches]
     config = cohorts[0].config
     matrix = SketchMatrix(seed=cohorts[0].matrix_seed, num_rows=config.num_rows, dimension=config.dimension)
@@ -74,7 +78,11 @@ def _view(
     rows = np.stack([sketch.astype(np.float64) for sketch in sketches.values()])
     products = matrix.row_products().astype(np.float64) if needs_row_gram(config.num_rows, config.dimension) else None
     rounding = 1.0 / (4.0 * float(scales.min()) ** 2)
-    return RoundView(
+    lifted = None
+    small = len(rows) * config.dimension <= MOST_LIFTED and config.num_rows * config.dimension <= MOST_WRITTEN
+    if defence.rule == "screening" and small:
+        lifted = lift(rows, matrix.entries(0, config.num_rows), rrt=products) / scales[:, None]
+    view = RoundView(
         mode=Mode.SKETCH,
         client_ids=tuple(cohort.members[index].client_id for cohort, (_, index) in zip(cohorts, sketches, strict=True)),
         vectors=whiten(rows, dimension=config.dimension, rrt=products) / scales[:, None],
@@ -87,6 +95,7 @@ def _view(
         server_round=server_round,
         root=_root_row(root, matrix, products, float(scales.min())) if root is not None else None,
     )
+    return view, lifted
 
 
 def _root_row(

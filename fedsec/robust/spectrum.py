@@ -17,14 +17,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedsec.robust.base import Matrix, Vector
+from fedsec.robust.base import Flags, Matrix, Vector
 from fedsec.robust.tails import semicircle_quantile
 
 SIZE_DIFFERENCE = 0.5
 """Noise units by which honest clients of median size are taken to differ along a direction, in judging larger ones."""
 
 _WEIGHT_CAP = 3.0
-_CROWDED = 0.99
+_NEARLY = 0.99
 _LEAST_SHARE = 0.25
 
 
@@ -71,7 +71,9 @@ def spread_over_noise(eigenvalues: Vector, index: int, unit: float) -> float:
     return float(eigenvalues[index]) / expected
 
 
-def outlying(products: Matrix, sizes: Vector, *, edge: float, unit: float, columns: float, most: int, deviations: float) -> Spectrum:
+def outlying(
+    products: Matrix, sizes: Vector, *, edge: float, unit: float, columns: float, most: int, deviations: float, difference: float
+) -> Spectrum:
     """Who stands out along directions above the edge.
 
     Args:
@@ -82,6 +84,7 @@ def outlying(products: Matrix, sizes: Vector, *, edge: float, unit: float, colum
         columns: of the rows whose products these are; where they come from several rounds, as many as would spread alike.
         most: f.
         deviations: robust deviations at which a score is 1.
+        difference: see :func:`standing_out`.
     """
     values, vectors = np.linalg.eigh(centred(products))
     eigenvalues = values[::-1]
@@ -93,28 +96,52 @@ def outlying(products: Matrix, sizes: Vector, *, edge: float, unit: float, colum
         if eigenvalues[rank] <= edge:
             break
         places = products @ vectors[:, -1 - rank] / (unit * math.sqrt(1.0 + eigenvalues[rank] / (unit * math.sqrt(columns))))
-        relative = robust_deviations(places, sizes) / deviations
-        for side in (relative, -relative):
-            found = int(np.count_nonzero(side >= 1))
-            if found > most:
-                crowded = max(crowded, found)
-                side = np.minimum(side, _CROWDED)  # noqa: PLW2901 - the same side, capped
-            higher = side > scores
-            scores[higher], eigenvalue_of[higher] = side[higher], eigenvalues[rank]
+        for side in (places, -places):
+            relative, more = standing_out(side, sizes, most=most, deviations=deviations, difference=difference)
+            crowded = max(crowded, more)
+            higher = relative > scores
+            scores[higher], eigenvalue_of[higher] = relative[higher], eigenvalues[rank]
     return Spectrum(edge=edge, eigenvalues=eigenvalues, scores=scores, eigenvalue_of=eigenvalue_of, crowded=crowded)
 
 
-def robust_deviations(places: Vector, sizes: Vector) -> Vector:
-    """[n]: how many robust deviations each place is from what its size lets expect, with sign.
+def standing_out(places: Vector, sizes: Vector, *, most: int, deviations: float, difference: float) -> tuple[Vector, int]:
+    """Who stands out on the upper side: a group of up to ``most`` is compared with the rest, whose spread it has no part in.
+
+    A spread that the group itself widens would hide it: four of twenty widen a median deviation by a third and more.
 
     Args:
         places: [n], in deviations of noise.
         sizes: [n], relative batch sizes.
+        most: f, under n.
+        deviations: from the rest, that each of the group must reach.
+        difference: by how many deviations of noise honest clients of median size are taken to differ, in judging larger ones.
+
+    Returns:
+        [n] scores: deviations over ``deviations``; at least 1 for members of such a group only. And how many stand out, if more than ``most``.
     """
-    slope = weighted_median(places / sizes, np.minimum(sizes, _WEIGHT_CAP))
+    everybody = deviations_from(np.ones(len(places), dtype=np.bool_), places, sizes, difference)
+    order = np.argsort(-everybody, kind="stable")
+    scores: Vector = np.minimum(everybody / deviations, _NEARLY)
+    for count in range(1, most + 2):
+        if count > len(order) // 2:
+            break
+        rest = np.ones(len(places), dtype=np.bool_)
+        rest[order[:count]] = False
+        relative = deviations_from(rest, places, sizes, difference) / deviations
+        if not (relative[~rest] >= 1).all():
+            continue
+        if count > most:
+            return np.minimum(scores, _NEARLY), count
+        scores[~rest] = np.maximum(scores[~rest], relative[~rest])
+    return scores, 0
+
+
+def deviations_from(rest: Flags, places: Vector, sizes: Vector, difference: float) -> Vector:
+    """[n]: how many robust deviations of the rest each place is from what its size lets expect, with sign."""
+    slope = weighted_median(places[rest] / sizes[rest], np.minimum(sizes[rest], _WEIGHT_CAP))
     residuals = places - slope * sizes
-    typical = max(1.0, 1.4826 * float(np.median(np.abs(residuals))))
-    spread = np.sqrt(typical**2 + SIZE_DIFFERENCE**2 * (np.maximum(sizes, 1.0) ** 2 - 1.0))
+    typical = max(1.0, 1.4826 * float(np.median(np.abs(residuals[rest]))))
+    spread = np.sqrt(typical**2 + difference**2 * (np.maximum(sizes, 1.0) ** 2 - 1.0))
     deviations: Vector = residuals / spread
     return deviations
 

@@ -308,11 +308,10 @@ def wait_for(condition, seconds=60.0):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_ends_the_children_keeps_what_is_done_and_the_same_command_goes_on(tmp_path, answers, number):
+def test_a_stop_ends_the_children_keeps_what_is_done_and_the_same_command_goes_on(tmp_path, answers):
     process = start(tmp_path, answers, 0.6)
     wait_for(lambda: len(finished(tmp_path)) >= 2 and len(started(tmp_path)) >= 4)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
     assert "Traceback" not in error
@@ -383,28 +382,18 @@ def test_the_list_explains_every_attack_and_every_rule():
 
 # --- The real program -----------------------------------------------------------------------------------------------------------
 
-TINY = (
-    "--set",
-    "federation.num_clients=8",
-    "--set",
-    "federation.rounds=2",
-    "--set",
-    "secagg.num_corrupt=1",
-    "--set",
-    "robust.num_byzantine=2",
-)
+TINY = ("--open", "--set", "federation.num_clients=4", "--set", "federation.rounds=1", "--set", "robust.num_byzantine=1")
 
 
-def test_a_small_real_grid_runs_resumes_and_repeats_to_the_last_bit(tmp_path):
-    """Under secure aggregation; a cell whose row was lost goes on from its run folder and gives the same row."""
+def test_a_small_real_grid_runs_and_a_row_that_was_lost_comes_again_to_the_last_bit(tmp_path):
     command = (
         *TINY,
         "--attacks",
         "sign-flip",
         "--rules",
-        "auto",
+        "mean",
         "--fractions",
-        "0.125",
+        "0.25",
         "--jobs",
         "2",
         "--out",
@@ -415,12 +404,13 @@ def test_a_small_real_grid_runs_resumes_and_repeats_to_the_last_bit(tmp_path):
     assert done.exit_code == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["complete"]
-    assert {(row["attack"], row["rule"]) for row in told["cells"]} == {
-        (name, rule) for name in ("none", "sign-flip") for rule in ("mean", "screening")
-    }
-    assert all(0 <= row["accuracy"] <= 1 and row["epsilon"] <= 8 for row in told["cells"])
+    assert [(row["attack"], row["rule"], row["num_attackers"]) for row in told["cells"]] == [
+        ("none", "mean", None),
+        ("sign-flip", "mean", 1),
+    ]
+    assert all(0 <= row["accuracy"] <= 1 and 0 < row["epsilon"] <= 8 for row in told["cells"])
     path = tmp_path / "grid" / "cells.jsonl"
     lines = path.read_text().splitlines()
-    path.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:50])
+    path.write_text(lines[0] + "\n" + lines[1][:50])
     again = json.loads(attack(*command).stdout)
     assert [row | {"wall_s": 0} for row in again["cells"]] == [row | {"wall_s": 0} for row in told["cells"]]

@@ -20,7 +20,7 @@ import numpy as np
 from fedsec.robust.base import Matrix, Vector
 from fedsec.sim.attacks.knowledge import Knowledge
 
-_CHUNK = 1 << 16
+_CHUNK = 1 << 12  # coordinates at a time: a few dozen rows of them fit into the cache
 _GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 
 

@@ -3,6 +3,7 @@
 import inspect
 import typing
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,3 +147,8 @@ def test_no_attack_is_never_active():
 def test_the_functions_are_pure_in_their_one_argument():
     for name, info in CATALOGUE.items():
         assert len(inspect.signature(info.craft).parameters) == 1, name
+
+
+def test_the_page_explains_every_attack():
+    page = (Path(__file__).parents[3] / "docs" / "attacks.md").read_text(encoding="utf-8")
+    assert [name for name in NAMES if f"`{name}`" not in page] == []
