@@ -20,6 +20,7 @@ from fedsec.files import atomic_write_json
 from fedsec.flower.loop import CentralEvaluation, FederationLoop, LoopServices, Segments
 from fedsec.flower.stages import SecureRounds
 from fedsec.flower.state import ServerState
+from fedsec.identity.verify import claimed_serial_number
 from fedsec.models.evaluation import evaluate
 from fedsec.models.factory import Model, build_model
 from fedsec.models.mixing import refuse_mixing_layers
@@ -219,9 +220,23 @@ def _result(loop: FederationLoop, evaluator: CentralEvaluator, setup: ServerSetu
         rows=tuple(loop.state.rows),
         stopped_early=not finished,
         guarantee=guarantee_sentence(plan),
-        rejection=rejection_report(plan, loop.defence, loop.state.rows, data, attack_success=attack_success(plan, evaluator.model, data)),
+        rejection=rejection_report(
+            plan,
+            loop.defence,
+            loop.state.rows,
+            data,
+            attack_success=attack_success(plan, evaluator.model, data),
+            certificates=_certificates(loop),
+        ),
         versions={name: metadata.version(name) for name in ("fedsec", "flwr", "torch", "opacus", "numpy")},
     )
+
+
+def _certificates(loop: FederationLoop) -> dict[str, str]:
+    """Client id → serial number; empty where clients act without certificates."""
+    if loop.secure is None:
+        return {}
+    return {name: claimed_serial_number(der) for name, der in loop.secure.membership.certificates.items()}
 
 
 def _epsilon_report(loop: FederationLoop) -> EpsilonReport:

@@ -23,7 +23,8 @@ _HARMLESS = "denormal"  # malformed, but a number like any other
 
 
 def rejection_report(
-    plan: Plan, defence: Defence, rows: Sequence[RoundRow], data: FederatedData, *, attack_success: float | None
+    plan: Plan, defence: Defence, rows: Sequence[RoundRow], data: FederatedData, *, attack_success: float | None,
+    certificates: Mapping[str, str],
 ) -> RejectionReport | None:  # fmt: skip
     """The report; None where no rule rejects, nobody was named and nobody attacks.
 
@@ -33,8 +34,9 @@ def rejection_report(
         rows: all rounds.
         data: of the simulation; its label counts give each client's skew.
         attack_success: share of the attacker's aim that the released model gives, where the attack has one.
+        certificates: client id → serial number of its certificate, where clients have any.
     """
-    named = _named(defence)
+    named = _named(defence, certificates)
     if defence.rule == UNDEFENDED and not named and plan.attack.name == "none":
         return None
     attackers = sorted(defence.attackers)
@@ -49,7 +51,7 @@ def rejection_report(
     )
     return RejectionReport(
         **vars(quality),
-        rejected=_rejected(rows, defence, plan, named),
+        rejected=_rejected(rows, defence, plan, named, certificates),
         named=named,
         attackers=tuple(attackers),
         attack="" if plan.attack.name == "none" else plan.attack.name,
@@ -76,17 +78,21 @@ def _judged(row: RoundRow, plan: Plan, attackers: frozenset[str], named: Sequenc
     )
 
 
-def _named(defence: Defence) -> tuple[NamedClient, ...]:
+def _named(defence: Defence, certificates: Mapping[str, str]) -> tuple[NamedClient, ...]:
     records = defence.reputation.clients.items()
     found = [
-        NamedClient(client_id=name, round=record.since, reason=record.reason, evidence=record.evidence_at)
+        NamedClient(
+            client_id=name, round=record.since, reason=record.reason, evidence=record.evidence_at, certificate=certificates.get(name, "")
+        )
         for name, record in records
         if record.standing is Standing.EXCLUDED
     ]
     return tuple(sorted(found, key=lambda item: (item.round, item.client_id)))
 
 
-def _rejected(rows: Sequence[RoundRow], defence: Defence, plan: Plan, named: Sequence[NamedClient]) -> tuple[RejectedClient, ...]:
+def _rejected(
+    rows: Sequence[RoundRow], defence: Defence, plan: Plan, named: Sequence[NamedClient], certificates: Mapping[str, str]
+) -> tuple[RejectedClient, ...]:  # fmt: skip
     rounds: dict[str, list[int]] = {}
     reasons: dict[str, Counter[str]] = {}
     for row in rows:
@@ -104,6 +110,7 @@ def _rejected(rows: Sequence[RoundRow], defence: Defence, plan: Plan, named: Seq
             reasons=tuple(reason for reason, _ in reasons[name].most_common(MOST_REASONS)),
             attacker=name in defence.attackers if plan.attack.name != "none" else None,
             evidence=evidence.get(name, ""),
+            certificate=certificates.get(name, ""),
         )
         for name in sorted(rounds)
     )

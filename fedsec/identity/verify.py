@@ -163,6 +163,15 @@ def claimed_name(certificate_der: bytes) -> PeerName:
     return _name_of(_parse(certificate_der, "the certificate"), "the certificate")
 
 
+def claimed_serial_number(certificate_der: bytes) -> str:
+    """The serial number that a certificate claims, **unverified**, as upper-case hex: what a CA needs to find and to revoke it.
+
+    Raises:
+        CertificateError: it cannot be read.
+    """
+    return f"{_parse(certificate_der, 'the certificate').serial_number:X}"
+
+
 def _parse(der: bytes, what: str) -> x509.Certificate:
     """Everything that may fail to parse later is touched here, so that it fails here."""
     try:

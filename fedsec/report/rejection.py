@@ -78,7 +78,13 @@ def rejection_lines(result: RunResult) -> Lines:
         lines.append(("", f"and {len(shown) - MOST_LINES} more: see screening.csv and result.json", False))
     for one in report.named:
         kept = f"; evidence: {text.printable(one.evidence, 80)}" if one.evidence else ""
-        lines.append(("named", f"certificate {text.printable(one.client_id, 40)}, round {one.round}: {_reason(one.reason)}{kept}", False))
+        lines.append(
+            (
+                "named",
+                f"{text.printable(one.client_id, 40)}{_certificate(one.certificate)}, round {one.round}: {_reason(one.reason)}{kept}",
+                False,
+            )
+        )
     if failed := [screening.failed for screening in rows if screening.failed]:
         lines.append(("failed closed", f"{text.counted(len(failed), 'round')}, model unchanged; last: {_reason(failed[-1])}", False))
     if beside := _beside(report):
@@ -119,7 +125,11 @@ def _rejected_line(client: RejectedClient, rounds: int, quarantined: int) -> str
     why = _reason(client.reasons[0]) if client.reasons else "no reason given"
     waited = f", {quarantined} of them in quarantine" if quarantined else ""
     when = f"{client.rounds} of {rounds} rounds{waited}, first in round {client.first_round}"
-    return f"{text.printable(client.client_id, 40)}{truth}: {when}: {why}{evidence}"
+    return f"{text.printable(client.client_id, 40)}{_certificate(client.certificate)}{truth}: {when}: {why}{evidence}"
+
+
+def _certificate(serial_number: str) -> str:
+    return f" (certificate {text.printable(serial_number[:12], 12)}…)" if serial_number else ""
 
 
 def _reason(reason: str) -> str:

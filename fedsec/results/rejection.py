@@ -25,6 +25,7 @@ class RejectedClient:
         reasons: a few distinct ones, the commonest first.
         attacker: whether it is one; None in a deployment.
         evidence: path of what shows it, relative to the result folder; empty where the reason is statistical.
+        certificate: serial number of its certificate, hex; empty where it has none.
     """
 
     client_id: str
@@ -33,6 +34,7 @@ class RejectedClient:
     reasons: tuple[str, ...]
     attacker: bool | None
     evidence: str = ""
+    certificate: str = ""
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.first_round < 1:
@@ -61,12 +63,14 @@ class NamedClient:
         round: when.
         reason: what its own message shows.
         evidence: path of the evidence, relative to the result folder; empty where the server's log is all there is.
+        certificate: serial number of its certificate, hex: what the CA needs to revoke it; empty where it has none.
     """
 
     client_id: str
     round: int
     reason: str
     evidence: str = ""
+    certificate: str = ""
 
     def __post_init__(self) -> None:
         if self.round < 1:
@@ -166,9 +170,10 @@ _REJECTED: Table = {
     "reasons": list_of(TEXT),
     "attacker": optional(FLAG),
     "evidence": TEXT,
+    "certificate": TEXT,
 }
 
-_NAMED: Table = {"client_id": TEXT, "round": INTEGER, "reason": TEXT, "evidence": TEXT}
+_NAMED: Table = {"client_id": TEXT, "round": INTEGER, "reason": TEXT, "evidence": TEXT, "certificate": TEXT}
 
 _REPORT: Table = {
     "precision": NUMBER_OR_NONE,

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from fedsec.errors import DecodeError
 from fedsec.jsonfields import INTEGER, TEXT, list_of, read_object
 from fedsec.robust.base import Matrix, Vector
-from fedsec.robust.spectrum import SIZE_DIFFERENCE, outlying
+from fedsec.robust.spectrum import outlying
 from fedsec.robust.tails import spectral_edge
 
 FORMAT = "fedsec/screening/v1"
@@ -193,6 +193,9 @@ def suspicions(
         return {}, {}
     matrix, columns = state.correlations(judged)
     sizes: Vector = np.array([relative_sizes[name] for name in judged])
+    larger = np.maximum(sizes, 1.0)  # judged by their model differences: over many rounds differences count, not noise
+    matrix /= np.outer(larger, larger)
+    sizes = np.minimum(sizes, 1.0)
     edge = spectral_edge(len(judged), columns, tail) / math.sqrt(columns)
     spectrum = outlying(
         matrix,
@@ -202,7 +205,6 @@ def suspicions(
         columns=columns,
         most=most,
         deviations=deviations,
-        difference=SIZE_DIFFERENCE * math.sqrt(state.rounds),
     )
     facts = {"accumulated_edge": spectrum.edge, "accumulated_eigenvalue": float(spectrum.eigenvalues[0])}
     return dict(zip(judged, spectrum.scores.tolist(), strict=True)), facts

@@ -25,7 +25,7 @@ from fedsec.errors import ConfigError
 from fedsec.robust.accumulated import MOST_LIFTED, ScreeningState, suspicions
 from fedsec.robust.base import Matrix, Mode, RoundView, Vector, Verdict
 from fedsec.robust.gate import Gate, gate_of
-from fedsec.robust.spectrum import SIZE_DIFFERENCE, Spectrum, outlying
+from fedsec.robust.spectrum import Spectrum, outlying
 from fedsec.robust.tails import spectral_edge
 
 FEWEST_FOR_SPECTRUM = 6
@@ -47,7 +47,7 @@ class ScreeningSettings:
     """
 
     gate_tail: float = 5e-4
-    signal_allowance: float = 2.0
+    signal_allowance: float = 6.0
     edge_tail: float = 0.01
     deviations: float = 4.0
 
@@ -158,7 +158,6 @@ def _spectrum(
         columns=columns,
         most=most,
         deviations=settings.deviations,
-        difference=SIZE_DIFFERENCE,
     )
 
 

@@ -72,7 +72,15 @@ def spread_over_noise(eigenvalues: Vector, index: int, unit: float) -> float:
 
 
 def outlying(
-    products: Matrix, sizes: Vector, *, edge: float, unit: float, columns: float, most: int, deviations: float, difference: float
+    products: Matrix,
+    sizes: Vector,
+    *,
+    edge: float,
+    unit: float,
+    columns: float,
+    most: int,
+    deviations: float,
+    difference: float = SIZE_DIFFERENCE,
 ) -> Spectrum:
     """Who stands out along directions above the edge.
 

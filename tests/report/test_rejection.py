@@ -160,12 +160,14 @@ def test_the_lines_say_who_when_why_and_how_well(screened):
 
 
 def test_the_named_are_named_by_certificate_with_their_evidence(screened):
-    named = NamedClient(client_id="client-7", round=4, reason="3 entries are not finite", evidence="evidence/client-7.json")
+    named = NamedClient(
+        client_id="client-7", round=4, reason="3 entries are not finite", evidence="evidence/client-7.json", certificate="3FA9C0D1E2B3A4"
+    )
     report = replace(REPORT, named=(named,), rejected=(rejected(evidence="evidence/e.json"),))
     lines = [text for name, text, _ in rejection_lines(screened(report=report)) if name in ("named", "rejected")]
     assert lines == [
         "client-2, attacker: 3 of 3 rounds, first in round 1: over the edge along direction 1; evidence: evidence/e.json",
-        "certificate client-7, round 4: 3 entries are not finite; evidence: evidence/client-7.json",
+        "client-7 (certificate 3FA9C0D1E2B3…), round 4: 3 entries are not finite; evidence: evidence/client-7.json",
     ]
 
 
