@@ -21,6 +21,8 @@ from flwr.app import Array, ArrayRecord, Message
 
 from client.localdata import LocalData, local_data
 from client.settings import SimulatedClient
+from fedsec.data.federated import federated_data
+from fedsec.data.sizes import weight_limit_of
 from fedsec.errors import PeerError, StorageError
 from fedsec.files import atomic_write_bytes
 from fedsec.flower.records import About, RoundRequest, make_reply
@@ -98,14 +100,13 @@ def crafted(plan: Plan, request: RoundRequest, arrays: ArrayMap, crew: Crew, tra
 
 
 def declared_size(plan: Plan, client: SimulatedClient, honest: int) -> int:
-    """The batch size that a client declares before it trains: an attacker that dilutes declares more, as far as the protocol lets it."""
+    """The batch size that a client declares before it trains: an attacker that dilutes declares more, as far as the federation lets anybody."""
     crew = crew_of(plan, client, plan.attack.first_round)
     if plan.attack.name != "dilution" or crew is None:
         return honest
     factor = plan.attack.strength if plan.attack.strength is not None else CATALOGUE["dilution"].default or 1.0
-    limit = plan.secagg.weight_limit if plan.secagg.enabled else None
-    wanted = max(1, round(honest * max(1.0, abs(factor))))
-    return min(wanted, limit if limit is not None else honest) if plan.secagg.enabled else wanted
+    data = federated_data(plan.data, num_clients=plan.federation.num_clients, seed=plan.federation.seed)
+    return min(max(1, round(honest * max(1.0, abs(factor)))), weight_limit_of(plan, data))
 
 
 def reply_in_clear(

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 
 from fedsec.checkpoint import CheckpointStore
 from fedsec.data.federated import FederatedData, federated_data
+from fedsec.data.sizes import weight_limit_of
 from fedsec.errors import ConfigError, StorageError
 from fedsec.files import atomic_write_json
 from fedsec.flower.loop import CentralEvaluation, FederationLoop, LoopServices, Segments
@@ -170,6 +171,7 @@ def _build_loop(grid: Grid, setup: ServerSetup, cleanup: contextlib.ExitStack) -
         checkpoints=checkpoints,
         services=services,
         defence=defence,
+        weight_limit=weight_limit_of(plan, data),
         simulation_dir=str(folder.clients),
         secure=secure,
         root_update=build_root_update(plan, model, data, layout),

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from flwr.serverapp import Grid
 
 from fedsec.data.federated import FederatedData
-from fedsec.data.sizes import largest_batch_size
+from fedsec.data.sizes import weight_limit_of
 from fedsec.defence import Defence
 from fedsec.errors import StorageError
 from fedsec.flower.journal import Journal
@@ -60,7 +60,7 @@ def build_secure_rounds(
     ensure_identities(identities, names, federation=FEDERATION, cohort_size=plan.secagg.cohort_size, now=now)
     signer = load_server_signer(identities)
     log = cleanup.enter_context(TransparencyLog.open(folder.path / "log", signer, durable=False))
-    weight_limit = plan.secagg.weight_limit if plan.secagg.weight_limit is not None else largest_batch_size(plan, data)
+    weight_limit = weight_limit_of(plan, data)
     bound = update_bound(plan, dimension=dimension, noise_multiplier=noise_multiplier, weight_limit=weight_limit)
     sizes = [numbers.limits.num_clients for numbers in cohort_numbers(plan.secagg, plan.federation.num_clients)]
     return SecureRounds(

@@ -161,3 +161,17 @@ def test_without_a_rule_and_without_a_fault_there_is_nothing_to_report():
     defence = Defence(plan=plan("robust.rule=mean"), noise_stddev=STDDEV)
     defence.aggregate(updates(rows(1)), server_round=1, dimension=DIMENSION)
     assert defence.finish(1, named={}) is None
+
+
+@pytest.mark.parametrize("rule", ["screening", "mean", "filter", "mad-filter", "spectral", "multi-krum"])
+def test_one_client_that_declares_an_enormous_batch_moves_the_model_no_further_than_its_capped_share(rule):
+    public = [] if rule == "screening" else PUBLIC
+    of = load_plan(overrides=["secagg.enabled=false", "attack.name=none", *public, f"robust.rule={rule}"])
+    defence = Defence(plan=of, noise_stddev=STDDEV if rule == "screening" else 0.0)
+    made = rows(7, push=0.0)
+    layout = Layout.of({"w": np.zeros(DIMENSION, np.float32)})
+    direction = np.random.default_rng(3).normal(size=DIMENSION)
+    evil = validate_update(NAMES[0], {"w": (direction * 1e5).astype(np.float32)}, 10**6, layout=layout)
+    total = defence.aggregate([evil, *updates(made)[1:]], server_round=1, dimension=DIMENSION)
+    share = 3 / 22  # the cap is three times the median; 19 others count once
+    assert np.linalg.norm(total) <= np.linalg.norm(made[1:].mean(axis=0)) / 10 + share * np.linalg.norm(direction * 1e5) / 10**6 * 1.01

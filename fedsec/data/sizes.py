@@ -19,3 +19,10 @@ def simulated_batch_size(plan: Plan, data: FederatedData, partition: int) -> int
 def largest_batch_size(plan: Plan, data: FederatedData) -> int:
     """The largest that any client of a simulation declares."""
     return max(simulated_batch_size(plan, data, partition) for partition in range(plan.federation.num_clients))
+
+
+def weight_limit_of(plan: Plan, data: FederatedData) -> int:
+    """The largest batch size that a client may declare, masked or in clear: the plan's limit, or the largest that an honest client declares."""
+    if plan.secagg.enabled and plan.secagg.weight_limit is not None:
+        return plan.secagg.weight_limit
+    return largest_batch_size(plan, data)

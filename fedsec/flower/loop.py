@@ -47,8 +47,7 @@ from fedsec.flower.state import ServerState
 from fedsec.plan.model import Plan
 from fedsec.results import CohortRow, RoundRow, ScreeningRow, SecaggRow, SiteMetrics
 from fedsec.robust.reputation_records import Fault
-from fedsec.robust.rules import capped_weights
-from fedsec.robust.validation import ValidUpdate, validate_update
+from fedsec.robust.validation import MAX_BATCH_SIZE, ValidUpdate, validate_update
 from fedsec.vectors import FloatArray, Layout, arrays_digest
 
 Segments = tuple[tuple[float, float, int], ...]
@@ -111,8 +110,9 @@ class FederationLoop:
         state: from the start or from a checkpoint.
         checkpoints: where rounds are kept.
         services: see :class:`LoopServices`.
-        simulation_dir: told to simulated clients.
         defence: who counts.
+        weight_limit: largest batch size that a client may declare.
+        simulation_dir: told to simulated clients.
         secure: secure aggregation; None where updates travel in clear.
         root_update: the server's own model difference on its trusted records, for a rule that needs one; None: it has none.
         clients: client id → node id, after :meth:`join`.
@@ -127,6 +127,7 @@ class FederationLoop:
     checkpoints: CheckpointStore
     services: LoopServices
     defence: Defence
+    weight_limit: int = MAX_BATCH_SIZE
     simulation_dir: str = ""
     secure: SecureRounds | None = None
     root_update: Callable[[FloatArray, int], npt.NDArray[np.float64]] | None = None
@@ -220,8 +221,8 @@ class FederationLoop:
         outcome = secure.run(given, self.clients)
         norm = 0.0
         if outcome.total is not None and len(outcome.weights) >= self.plan.federation.min_clients:
-            weights = capped_weights([outcome.weights[name] for name in sorted(outcome.weights)], weight_cap=self.plan.training.weight_cap)
-            norm = self._apply(outcome.total / sum(weights))
+            # No cap under masks: above the line none can be applied, and below it alone it would give large clients more than their share.
+            norm = self._apply(outcome.total / sum(outcome.weights.values()))
         named = {name: Fault(reason=reason, evidence=outcome.evidence.get(name, "")) for name, reason in outcome.row.named}
         screening = self.defence.finish(server_round, named=named)
         counts = _secure_counts(outcome, screening, set(everybody))
@@ -331,7 +332,11 @@ class FederationLoop:
                 about = self._about(reply, TRAIN, expected=name)
                 if about.server_round != server_round:
                     raise PeerError(name, TRAIN, "the reply is for another round")
-                updates.append(validate_update(name, read_update(reply, sender=name), about.batch_size, layout=self.layout))
+                updates.append(
+                    validate_update(
+                        name, read_update(reply, sender=name), about.batch_size, layout=self.layout, most_batch_size=self.weight_limit
+                    )
+                )
                 self.state.reported[name] = about.segments
                 self.state.reported_at[name] = self.state.asked[name]
             except PeerError as error:

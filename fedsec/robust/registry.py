@@ -139,8 +139,10 @@ def _row_weights(info: RuleInfo, decision: GramDecision, view: RoundView, weight
     if info.kind is Kind.WEIGHTS:
         weights: Vector = decision.weights / view.batch_sizes
         return weights
-    counted = capped_weights(view.batch_sizes[decision.accepted].tolist(), weight_cap=weight_cap)
-    return decision.accepted / sum(counted)
+    counted = np.zeros(view.num_clients)
+    counted[decision.accepted] = capped_weights(view.batch_sizes[decision.accepted].tolist(), weight_cap=weight_cap)
+    row_weights: Vector = counted / view.batch_sizes / counted.sum()
+    return row_weights
 
 
 def _by_coordinates(info: RuleInfo, view: RoundView, threads: int | None) -> tuple[Vector, Verdict]:

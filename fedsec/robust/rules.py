@@ -2,7 +2,8 @@
 
 Sum form (PRIVACY and ROBUST design notes): client k sends ``x_k = B_k * delta_k`` with its declared expected batch size B_k;
 the server divides the sum by the sum of the declared sizes. So every x_k carries noise of the same, publicly known deviation,
-and a client counts in proportion to its declared size.
+and a client counts in proportion to its declared size, up to a cap: what is over it counts neither above nor below the line.
+(With the cap below the line only, a client that declared 20,000 times the others' size moved the model 4,500 times as far.)
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def capped_weights(batch_sizes: Sequence[float], *, weight_cap: float) -> tuple[
 
 
 def mean_update(updates: Sequence[ValidUpdate], *, weight_cap: float) -> npt.NDArray[np.float64]:
-    """Sum of the updates divided by the sum of their capped declared batch sizes.
+    """Mean of the model differences, each weighted with its capped declared batch size.
+
+    ``sum_k min(B_k, cap) x_k / B_k / sum_k min(B_k, cap)``: where nobody is over the cap, the sum of updates over the sum of sizes.
 
     Deterministic: the sum runs in the order of the client ids, in float64, whatever the order of arrival.
 
@@ -43,6 +46,6 @@ def mean_update(updates: Sequence[ValidUpdate], *, weight_cap: float) -> npt.NDA
     ordered = sorted(updates, key=lambda update: update.client_id)
     weights = capped_weights([update.batch_size for update in ordered], weight_cap=weight_cap)
     total = np.zeros(ordered[0].vector.shape, dtype=np.float64)
-    for update in ordered:
-        total += update.vector
+    for update, weight in zip(ordered, weights, strict=True):
+        total += update.vector if weight == update.batch_size else update.vector * (weight / update.batch_size)
     return total / sum(weights)

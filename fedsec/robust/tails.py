@@ -71,7 +71,7 @@ def spectral_edge(num_rows: int, num_columns: float, tail: float) -> float:
     """
     rows, columns = math.sqrt(num_rows - 0.5), math.sqrt(num_columns - 0.5)
     centre = (rows + columns) ** 2
-    scale = (rows + columns) * (1 / rows + 1 / columns) ** (1 / 3)
+    scale = (rows + columns) * math.cbrt(1 / rows + 1 / columns)
     return centre + TRACY_WIDOM[tail] * scale - num_columns
 
 

@@ -3,7 +3,7 @@
 1. Names, shapes and dtype are those of the model's shared parameters, exactly.
 2. Every entry is finite, and within ``MAX_ENTRY_PER_RECORD`` times the declared batch size: no honest training of a usable
    model gets there, and 3e38 in one entry would spoil a sum as surely as infinity.
-3. The declared batch size is a whole number in 1..``MAX_BATCH_SIZE``; how much of it counts is the mean's business.
+3. The declared batch size is a whole number, at least 1 and at most what the federation provides for; how much of it counts is the mean's business.
 
 A fault here is *provable*: the client's own message shows it.
 """
@@ -42,8 +42,9 @@ class ValidUpdate:
 
 
 def validate_update(
-    client_id: str, arrays: Mapping[str, npt.NDArray[np.generic]], batch_size: object, *, layout: Layout, phase: str = "train"
-) -> ValidUpdate:
+    client_id: str, arrays: Mapping[str, npt.NDArray[np.generic]], batch_size: object, *, layout: Layout, phase: str = "train",
+    most_batch_size: int = MAX_BATCH_SIZE,
+) -> ValidUpdate:  # fmt: skip
     """Turn a client's arrays into a ``ValidUpdate``, or say what is wrong with them.
 
     Args:
@@ -52,12 +53,13 @@ def validate_update(
         batch_size: as declared, untrusted.
         layout: names and shapes of the model's shared parameters.
         phase: step of the round, for the error.
+        most_batch_size: largest declared batch size that the federation provides for.
 
     Raises:
         PeerError: the client's message itself is the proof of the fault.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= MAX_BATCH_SIZE:
-        raise PeerError(client_id, phase, f"declared batch size {str(batch_size)[:40]} is not a whole number in 1..{MAX_BATCH_SIZE}")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= most_batch_size:
+        raise PeerError(client_id, phase, f"declared batch size {str(batch_size)[:40]} is not a whole number in 1..{most_batch_size}")
     try:
         vector = layout.flatten(arrays)
     except ValueError as error:

@@ -151,12 +151,13 @@ def test_what_is_odd_but_sound_passes(name):
     validate_update(member.client_id, records.read_update(reply, sender=member.client_id), 40, layout=LAYOUT)
 
 
-def test_dilution_declares_more_in_clear_and_no_more_than_the_protocol_lets_it_under_masks():
+def test_dilution_declares_as_much_as_the_federation_lets_anybody():
     member = SimulatedClient(partition=attackers(8, 0.25, plan().federation.seed)[0], num_partitions=8)
-    honest = declared_batch_size(plan(), member)
-    assert declared_batch_size(plan("attack.name=dilution", "attack.strength=20"), member) == 20 * honest
-    masked = ["attack.name=dilution", "secagg.enabled=true", "secagg.num_corrupt=1"]
-    assert declared_batch_size(plan(*masked), member) == honest
+    honest, attack = declared_batch_size(plan(), member), ["attack.name=dilution", "attack.strength=20"]
+    assert declared_batch_size(plan(*attack), member) == honest  # all declare the same: there is no more to declare
+    sizes = [declared_batch_size(plan("training.batch_size=per-client"), SimulatedClient(partition=p, num_partitions=8)) for p in range(8)]
+    assert declared_batch_size(plan(*attack, "training.batch_size=per-client"), member) == max(sizes)
+    masked = [*attack, "secagg.enabled=true", "secagg.num_corrupt=1"]
     assert declared_batch_size(plan(*masked, "secagg.weight_limit=100"), member) == 100
 
 
