@@ -34,6 +34,7 @@ from fedsec.models.sparse import refuse_sparse_layers
 from fedsec.plan.model import Plan
 from fedsec.privacy.dpsgd import SgdSettings
 from fedsec.privacy.streams import RoundStreams
+from fedsec.robust.validation import MAX_ENTRY_PER_RECORD
 from fedsec.vectors import FloatArray, Layout
 
 _logger = logging.getLogger(__name__)
@@ -179,8 +180,9 @@ def train_update(
             return adversary.crafted(plan, request, arrays, crew, plain_update)[0], None
     kept = store.personal(request.run_id, TRAINED) if plan.model.personal and plan.model.personal_fit == "dp" else None
     update, personal = _train(plan, request, arrays, data, kept, round_key)
-    if not all(np.isfinite(array).all() for array in update.values()):
-        raise DataError("the training diverged: the update is not finite; a smaller training.learning_rate may help")
+    largest = MAX_ENTRY_PER_RECORD * data.batch_size
+    if not all(bool(np.all(np.abs(array) <= largest)) for array in update.values()):  # NaN fails this too
+        raise DataError("the training diverged: an entry of the update is no number or enormous; a smaller training.learning_rate may help")
     return update, personal
 
 

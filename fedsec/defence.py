@@ -11,7 +11,7 @@ Source: design note ROBUST, "Three kinds of fault".
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from fedsec.plan.robust import UNDEFENDED, max_suspects, rule_of
 from fedsec.results import ScreeningRow
 from fedsec.robust.accumulated import ScreeningState
 from fedsec.robust.base import Matrix, Mode, RoundView, Verdict
+from fedsec.robust.catalogue import RULES
 from fedsec.robust.registry import aggregate, apply_rule
 from fedsec.robust.reputation import Reputation
 from fedsec.robust.reputation_records import EDGE, Event, Fault, ReputationSettings, RoundObservation
@@ -107,6 +108,13 @@ class Defence:
         """Clients that are out of the run: a fault of theirs was proven."""
         return frozenset(self.reputation.excluded())
 
+    def most_suspects(self, present: int) -> int:
+        """F for a round with ``present`` clients: known hostile ones that are out already need no place, and no rule is asked for more than it stands."""
+        most = max_suspects(self.plan, present, excluded=len(self.excluded))
+        while most and self.rule in RULES and RULES[self.rule].fewest_clients(most) > present:
+            most -= 1
+        return most
+
     @property
     def num_accepted(self) -> int:
         """Clients that count in the round under way."""
@@ -125,7 +133,9 @@ class Defence:
             RoundAborted: more suspects than f; nobody counts.
         """
         pending = self._round(view.server_round)
-        verdict = self._run_rule(view, pending, lifted)
+        if self.rule == "screening":
+            return self._note(view, self._screened(view, pending, lifted), pending)
+        _, verdict = self._on_the_unblocked(view, lambda part: (None, apply_rule(self.rule, part)))
         return self._note(view, verdict, pending)
 
     def reject(self, server_round: int, out: Mapping[str, tuple[float, str]]) -> None:
@@ -144,35 +154,58 @@ class Defence:
             root: the server's own model difference, for a rule that needs one.
         """
         ordered = sorted(updates, key=lambda update: update.client_id)
-        counted = [update for update in ordered if update.client_id not in self.blocked]
         total: Vector | None = None
         if self.rule == UNDEFENDED:
+            counted = [update for update in ordered if update.client_id not in self.blocked]
             self._round(server_round).accepted = [update.client_id for update in counted]
             total = self._mean(counted)
-        else:
-            view = self._view(ordered, server_round, dimension, root)
+        elif ordered:
             try:
-                total = self._judged_aggregate(view, ordered, counted)
+                total = self._judged_aggregate(self._view(ordered, server_round, dimension, root), ordered)
             except RoundAborted as error:
-                pending = self._round(server_round)
-                pending.failed, pending.accepted = error.reason, []
+                self.fail(server_round, error.reason)
         if total is not None and self.attackers:
             honest = [update for update in ordered if update.client_id not in self.attackers]
             self._round(server_round).aggregate_error = _distance_in_spreads(total, honest)
         return total
 
-    def _judged_aggregate(self, view: RoundView, ordered: Sequence[ValidUpdate], counted: Sequence[ValidUpdate]) -> Vector | None:
+    def fail(self, server_round: int, reason: str) -> None:
+        """Note that nothing of a round is used."""
+        pending = self._round(server_round)
+        pending.failed, pending.accepted = reason, []
+
+    def _judged_aggregate(self, view: RoundView, ordered: Sequence[ValidUpdate]) -> Vector | None:
         if self.rule == "screening":
             accepted = self.judge(view)
             return self._mean([update for update in ordered if update.client_id in accepted])
         weight_cap = self.plan.training.weight_cap
-        total, verdict = aggregate(self.rule, view, weight_cap=weight_cap)
+        total, verdict = self._on_the_unblocked(view, lambda part: aggregate(self.rule, part, weight_cap=weight_cap))
         self._note(view, verdict, self._round(view.server_round))
-        if not counted:
-            return None
-        if len(counted) < len(ordered):  # everybody is scored; only who is not blocked enters the aggregate
-            total, _ = aggregate(self.rule, self._view(counted, view.server_round, view.dimension, view.root), weight_cap=weight_cap)
         return total
+
+    def _on_the_unblocked(
+        self, view: RoundView, run: Callable[[RoundView], tuple[Vector | None, Verdict]]
+    ) -> tuple[Vector | None, Verdict]:  # fmt: skip
+        """Run a rule on those who may count. Who may not is scored among all, and plays no part in what becomes of the others."""
+        free = np.array([name not in self.blocked for name in view.client_ids], dtype=np.bool_)
+        if free.all():
+            return run(view)
+        _, whole = run(view)
+        scores, accepted = whole.scores.copy(), np.zeros(view.num_clients, dtype=np.bool_)
+        names = {name for name, is_free in zip(view.client_ids, free, strict=True) if is_free}
+        reasons = {name: reason for name, reason in whole.reasons.items() if name not in names}
+        if not free.any():
+            return None, Verdict(accepted=accepted, scores=scores, reasons=reasons)
+        part = replace(
+            view,
+            client_ids=tuple(sorted(names)),
+            vectors=view.vectors[free],
+            batch_sizes=view.batch_sizes[free],
+            num_byzantine=self.most_suspects(len(names)),
+        )
+        total, verdict = run(part)
+        scores[free], accepted[free] = verdict.scores, verdict.accepted
+        return total, replace(verdict, accepted=accepted, scores=scores, weights=None, reasons={**reasons, **verdict.reasons})
 
     def _mean(self, updates: Sequence[ValidUpdate]) -> Vector | None:
         return mean_update(updates, weight_cap=self.plan.training.weight_cap) if updates else None
@@ -242,25 +275,24 @@ class Defence:
             dimension=dimension,
             batch_sizes=np.array([update.batch_size for update in updates], dtype=np.float64),
             noise_stddev=self.noise_stddev,
-            num_byzantine=max_suspects(self.plan, len(updates)),
+            num_byzantine=self.most_suspects(len(updates)),
             server_round=server_round,
             root=root,
         )
 
-    def _run_rule(self, view: RoundView, pending: Pending, lifted: Matrix | None) -> Verdict:
-        if self.rule != "screening":
-            return apply_rule(self.rule, view)
-        state = ScreeningState.from_json(pending.screening) if pending.screening is not None else self.screening
-        verdict, after = screen(view, state=state, lifted=lifted)
-        pending.screening = after.to_json()
-        mark = SUSPICION
-        pending.suspicions |= {name[len(mark) :]: value for name, value in verdict.facts.items() if name.startswith(mark)}
-        return replace(verdict, facts={name: value for name, value in verdict.facts.items() if not name.startswith(mark)})
+    def _screened(self, view: RoundView, pending: Pending, lifted: Matrix | None) -> Verdict:
+        """What one round shows is judged anew in each attempt; what adds up over rounds, an update adds once: its first sketch."""
+        verdict, after = screen(view, state=self.screening, lifted=lifted)
+        if pending.screening is None:
+            pending.screening = after.to_json()
+        pending.suspicions = {name: value for name, value in pending.suspicions.items() if name not in view.client_ids}
+        pending.suspicions |= {name[len(SUSPICION) :]: value for name, value in verdict.facts.items() if name.startswith(SUSPICION)}
+        return replace(verdict, facts={name: value for name, value in verdict.facts.items() if not name.startswith(SUSPICION)})
 
     def _note(self, view: RoundView, verdict: Verdict, pending: Pending) -> frozenset[str]:
         blocked = self.blocked
         pending.scores |= {name: float(score) for name, score in zip(view.client_ids, verdict.scores, strict=True)}
-        pending.reasons |= dict(verdict.reasons)
+        pending.reasons = {name: reason for name, reason in pending.reasons.items() if name not in view.client_ids} | dict(verdict.reasons)
         pending.facts |= {name: float(value) for name, value in verdict.facts.items()}
         suspects = [name for name, kept in zip(view.client_ids, verdict.accepted, strict=True) if not kept]
         accepted = [name for name, kept in zip(view.client_ids, verdict.accepted, strict=True) if kept and name not in blocked]

@@ -138,7 +138,8 @@ def test_a_proven_fault_takes_a_client_out_of_every_later_aggregate(rule):
     assert any(name == NAMES[7] and "not finite" in what for name, what in row.events)
     assert defence.excluded == {NAMES[7]}
     with_it = defence.aggregate(updates(made), server_round=2, dimension=DIMENSION)
-    without = Defence(plan=public, noise_stddev=0.0).aggregate(
+    three = load_plan(overrides=[*PUBLIC, f"robust.rule={rule}", "robust.num_byzantine=3"])  # who is excluded needs no place among the f
+    without = Defence(plan=three, noise_stddev=0.0).aggregate(
         updates(np.delete(made, 7, axis=0), NAMES[:7] + NAMES[8:]), server_round=2, dimension=DIMENSION
     )
     np.testing.assert_allclose(with_it, without, rtol=1e-6, atol=1e-9)
@@ -175,3 +176,58 @@ def test_one_client_that_declares_an_enormous_batch_moves_the_model_no_further_t
     total = defence.aggregate([evil, *updates(made)[1:]], server_round=1, dimension=DIMENSION)
     share = 3 / 22  # the cap is three times the median; 19 others count once
     assert np.linalg.norm(total) <= np.linalg.norm(made[1:].mean(axis=0)) / 10 + share * np.linalg.norm(direction * 1e5) / 10**6 * 1.01
+
+
+def quarantined_four(rule, more=()):
+    """Four clients that pushed for some rounds and are in quarantine now; another rule's defence, in clear, without noise."""
+    of = load_plan(overrides=[*PUBLIC, f"robust.rule={rule}", *more])
+    defence = Defence(plan=of, noise_stddev=0.0)
+    for number in range(1, 9):
+        made = rows(number, push=0.0)
+        made[:4] += 10.0
+        defence.aggregate(updates(made), server_round=number, dimension=DIMENSION)
+        defence.finish(number, named={})
+    assert defence.blocked == set(BAD)
+    return defence
+
+
+@pytest.mark.parametrize("rule", ["filter", "mad-filter", "spectral", "arc-nnm-geometric-median"])
+def test_with_four_in_quarantine_four_new_attackers_are_the_ones_that_are_reported_and_left_out(rule):
+    defence = quarantined_four(rule)
+    made = rows(20, push=0.0)
+    made[8:12] += 10.0  # new ones; the four in quarantine behave
+    total = defence.aggregate(updates(made), server_round=9, dimension=DIMENSION)
+    honest = np.delete(made, [0, 1, 2, 3, 8, 9, 10, 11], axis=0).mean(axis=0) / 10
+    assert np.linalg.norm(total - honest) < 0.2
+    row = defence.finish(9, named={})
+    high = {name for name, score in row.scores.items() if score >= 1}
+    assert high == set(NAMES[8:12])
+    assert {name for name, _ in row.rejected} <= set(NAMES[8:12])
+
+
+def test_an_accepted_client_of_the_second_attempt_carries_no_reason_of_the_first():
+    defence = Defence(plan=plan(), noise_stddev=STDDEV)
+    defence.judge(view(1, rows(1)))
+    first = defence.pending["screening"]
+    accepted = defence.judge(view(1, rows(2, push=0.0)))
+    assert defence.pending["screening"] == first  # an update adds up once, whatever R shows of it again
+    row = defence.finish(1, named={})
+    assert accepted == set(NAMES)
+    assert row.rejected == ()
+
+
+@pytest.mark.parametrize("gone", [2, 4])
+def test_bulyan_goes_on_when_its_attackers_are_excluded_or_silent(gone):
+    of = load_plan(overrides=[*PUBLIC, "robust.rule=bulyan", "robust.num_byzantine=4"])
+    defence = Defence(plan=of, noise_stddev=0.0)
+    defence.finish(1, named={name: Fault(reason="not finite") for name in NAMES[:1]})
+    made = rows(3, push=0.0)
+    total = defence.aggregate(updates(made[gone:], NAMES[gone:]), server_round=2, dimension=DIMENSION)
+    assert total is not None
+    assert defence.most_suspects(20 - gone) == 3
+
+
+def test_krum_moves_the_model_by_one_update():
+    defence = Defence(plan=load_plan(overrides=[*PUBLIC, "robust.rule=krum"]), noise_stddev=0.0)
+    assert np.linalg.norm(defence.aggregate(updates(rows(1, push=0.0)), server_round=1, dimension=DIMENSION)) > 0
+    assert defence.num_accepted == 1

@@ -164,8 +164,12 @@ class FederationLoop:
         for reply in exchange(self.grid, messages, timeout_s=federation.round_timeout_s, stop=self.services.stop):
             try:
                 about = self._about(reply, DESCRIBE)
+                if not 1 <= about.batch_size <= self.weight_limit:
+                    raise PeerError(
+                        about.client_id, DESCRIBE, f"declares a batch size of {about.batch_size}, at most {self.weight_limit} is allowed"
+                    )
             except PeerError as error:
-                faults.append(str(error))  # a node that cannot say who it is takes no part
+                faults.append(str(error))  # a node that cannot say who it is, or is not as the plan provides, takes no part
                 continue
             claims.setdefault(about.client_id, []).append(reply.metadata.src_node_id)
         self.clients = {name: nodes[0] for name, nodes in sorted(claims.items()) if len(nodes) == 1}
@@ -194,6 +198,10 @@ class FederationLoop:
 
     def one_round(self, server_round: int) -> None:
         """One round, in clear or masked, to its checkpoint."""
+        if len(set(self.clients) - self.defence.excluded) < self.plan.federation.min_clients:
+            raise RoundAborted(
+                f"too few clients are left before round {server_round}: {len(self.defence.excluded)} are excluded for proven faults"
+            )
         if self.secure is not None:
             self._secure_round(self.secure, server_round)
         else:
@@ -328,10 +336,12 @@ class FederationLoop:
         for name in selected:
             if (reply := replies.get(name)) is None:
                 continue
+            about = None
             try:
-                about = self._about(reply, TRAIN, expected=name)
-                if about.server_round != server_round:
+                said = self._about(reply, TRAIN, expected=name)
+                if said.server_round != server_round:
                     raise PeerError(name, TRAIN, "the reply is for another round")
+                about = said
                 updates.append(
                     validate_update(
                         name, read_update(reply, sender=name), about.batch_size, layout=self.layout, most_batch_size=self.weight_limit
@@ -341,20 +351,19 @@ class FederationLoop:
                 self.state.reported_at[name] = self.state.asked[name]
             except PeerError as error:
                 refused.append((name, error.reason))
-                if not reply.has_error():  # its own message shows the fault; an error reply shows that it did not train
+                if about is not None:  # the update or its size is at fault: no honest client sends such a thing, it checks before
                     named[name] = Fault(reason=error.reason, evidence=self.services.keep_evidence(server_round, name, error.reason, reply))
         return updates, refused, named
 
     def _aggregate(self, updates: list[ValidUpdate], server_round: int) -> tuple[float, int]:
         """Apply what the rule makes of the updates: L2 norm of the step, 0 if the model stayed as it was; and how many updates counted."""
-        if len(updates) < self.plan.federation.min_clients:
-            return 0.0, len(updates)
-        root = self._root(server_round)
-        result = self.defence.aggregate(updates, server_round=server_round, dimension=self.layout.size, root=root)
+        least, free = self.plan.federation.min_clients, sum(update.client_id not in self.defence.blocked for update in updates)
+        if free < least:
+            self.defence.fail(server_round, f"{free} usable updates, {least} are needed")
+            return 0.0, free
+        result = self.defence.aggregate(updates, server_round=server_round, dimension=self.layout.size, root=self._root(server_round))
         counted = self.defence.num_accepted
-        if result is None or counted < self.plan.federation.min_clients:
-            return 0.0, counted
-        return self._apply(result), counted
+        return (self._apply(result) if result is not None and counted else 0.0), counted
 
     def _root(self, server_round: int) -> npt.NDArray[np.float64] | None:
         return self.root_update(self.state.vector, server_round) if self.root_update is not None else None

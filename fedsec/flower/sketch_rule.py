@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsec.defence import Defence
-from fedsec.plan.robust import UNDEFENDED, max_suspects
+from fedsec.plan.robust import UNDEFENDED
 from fedsec.robust.accumulated import MOST_LIFTED
 from fedsec.robust.base import Mode, RoundView
 from fedsec.robust.whitening import lift, needs_row_gram, whiten
@@ -91,7 +91,7 @@ def _view(
             [cohort.adverts[index][0].weight for cohort, (_, index) in zip(cohorts, sketches, strict=True)], dtype=np.float64
         ),
         noise_stddev=math.sqrt(defence.noise_stddev**2 + rounding) if defence.noise_stddev else 0.0,
-        num_byzantine=max_suspects(defence.plan, len(sketches)),
+        num_byzantine=defence.most_suspects(len(sketches)),
         server_round=server_round,
         root=_root_row(root, matrix, products, float(scales.min())) if root is not None else None,
     )

@@ -10,6 +10,7 @@ Source: design note ROBUST, "Which rule".
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from fedsec.errors import ConfigError
@@ -48,9 +49,9 @@ def rule_of(plan: Plan) -> str:
     return "filter" if plan.secagg.enabled else "arc-nnm-geometric-median"
 
 
-def max_suspects(plan: Plan, present: int) -> int:
-    """F for a round with ``present`` clients: the plan's number or a quarter of them, always fewer than half."""
-    wanted = plan.robust.num_byzantine if plan.robust.num_byzantine is not None else present // 4
+def max_suspects(plan: Plan, present: int, *, excluded: int = 0) -> int:
+    """The f of a round with ``present`` clients: the plan's number, less those already excluded, or a quarter of them; always fewer than half."""
+    wanted = plan.robust.num_byzantine - excluded if plan.robust.num_byzantine is not None else present // 4
     return max(0, min(wanted, (present - 1) // 2))
 
 
@@ -75,10 +76,11 @@ def robust_rules(plan: Plan) -> None:
             field="robust.num_byzantine",
             mend=f"lower it to {(plan.federation.num_clients - 1) // 2} or less",
         )
-    most = max_suspects(plan, plan.federation.num_clients)
-    if rule in RULES and plan.federation.num_clients < RULES[rule].fewest_clients(most):
+    asked = max(1, math.floor(plan.federation.num_clients * plan.federation.fraction + 1e-9))
+    most = max_suspects(plan, asked)
+    if rule in RULES and asked < RULES[rule].fewest_clients(most):
         raise ConfigError(
-            f"{rule} needs {RULES[rule].fewest_clients(most)} clients to stand {most} hostile ones, the plan has {plan.federation.num_clients}",
+            f"{rule} needs {RULES[rule].fewest_clients(most)} clients to stand {most} hostile ones, {asked} are asked in a round",
             field="robust.num_byzantine",
             mend="lower it, or use another rule",
         )

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from fedsec.errors import DecodeError
 from fedsec.jsonfields import INTEGER, TEXT, list_of, read_object
 from fedsec.robust.base import Matrix, Vector
+from fedsec.robust.levels import FEWEST_CLIENTS, ScreeningSettings
 from fedsec.robust.spectrum import outlying
 from fedsec.robust.tails import spectral_edge
 
@@ -32,7 +33,6 @@ FORMAT = "fedsec/screening/v1"
 MOST_LIFTED = 1 << 22
 """Most numbers of lifted rows that are kept, over all clients; beyond it only products within rounds add up."""
 
-_FEWEST_CLIENTS = 6
 _FEWEST_ROUNDS = 3
 _TABLE = {"format": TEXT, "client_ids": list_of(TEXT), "rounds": INTEGER, "width": INTEGER, "products": TEXT, "columns": TEXT, "sums": TEXT}
 
@@ -137,31 +137,51 @@ class ScreeningState:
         except (ValueError, binascii.Error) as error:
             raise DecodeError(f"screening: {error}") from None
 
-    def correlations(self, client_ids: tuple[str, ...]) -> tuple[Matrix, float]:
-        """Products over all rounds in units of their deviation under noise, [n, n]; and the columns that rows spreading alike would have.
-
-        Off the diagonal noise gives normal numbers of variance 1, on it of variance 2; zeros for clients that never met.
+    def within_rounds(self, client_ids: tuple[str, ...]) -> tuple[Matrix, float]:
+        """Sums of products within rounds, in units of their deviation under noise, [n, n], diagonal 0; and the columns that they are worth.
 
         Args:
             client_ids: n of ``self.client_ids``, sorted.
         """
-        chosen = np.searchsorted(np.array(self.client_ids), np.array(client_ids))
-        within, columns = self.products[np.ix_(chosen, chosen)], self.columns[np.ix_(chosen, chosen)]
-        own = columns.diagonal()
-        if self.sums.shape[1]:
-            sums = self.sums[chosen].astype(np.float64)
-            products = sums @ sums.T
-            # Products of noise within a round have variance k, of different rounds k²/d: two random subspaces share k·k/d dimensions.
-            share = float(own.max()) / max(self.rounds, 1) / self.sums.shape[1]
-            variances = columns + (np.outer(own, own) / self.sums.shape[1] - share * columns)
-            np.fill_diagonal(products, products.diagonal() - within.diagonal())
-            np.fill_diagonal(variances, (own * own / self.sums.shape[1]) - share * own)
-        else:
-            products, variances = within.copy(), columns.copy()
-            np.fill_diagonal(products, 0.0)
-        result = np.divide(products, np.sqrt(variances), out=np.zeros_like(products), where=variances > 0.5)
+        chosen = self._places(client_ids)
+        result = _in_deviations(self.products[chosen], self.columns[chosen])
+        np.fill_diagonal(result, 0.0)
+        return result, float(np.median(self.columns[chosen].diagonal()))
+
+    def over_rounds(self, client_ids: tuple[str, ...]) -> tuple[Matrix, float]:
+        """Products of the lifted sums, as :meth:`within_rounds`; on the diagonal those of different rounds, variance 2 under noise.
+
+        Args:
+            client_ids: n of ``self.client_ids``, sorted.
+
+        Raises:
+            ValueError: rows were not lifted.
+        """
+        width = self.sums.shape[1]
+        if not width:
+            raise ValueError("rows were not lifted")
+        chosen = self._places(client_ids)
+        columns = self.columns[chosen]
+        own = columns.diagonal().copy()
+        # Noise within a round has products of variance k, of different rounds k²/d: two random subspaces of k dimensions share k·k/d.
+        share = float(own.max()) / max(self.rounds, 1) / width
+        over = np.outer(own, own) / width - share * columns
+        variances = columns + over
+        np.fill_diagonal(variances, over.diagonal())
+        sums = self.sums[chosen[0].ravel()].astype(np.float64)
+        products = sums @ sums.T
+        np.fill_diagonal(products, products.diagonal() - self.products[chosen].diagonal())
         typical = float(np.median(own))
-        return result, typical * typical / max(float(np.median(variances)), 1.0)
+        return _in_deviations(products, variances), typical * typical / max(float(np.median(variances)), 1.0)
+
+    def _places(self, client_ids: tuple[str, ...]) -> tuple[npt.NDArray[np.intp], ...]:
+        found = np.searchsorted(np.array(self.client_ids), np.array(client_ids))
+        return np.ix_(found, found)
+
+
+def _in_deviations(products: Matrix, variances: Matrix) -> Matrix:
+    """Zeros for clients that never met."""
+    return np.divide(products, np.sqrt(np.maximum(variances, 0.5)), out=np.zeros_like(products), where=variances > 0.5)
 
 
 def _packed(matrix: npt.NDArray[np.floating], dtype: str) -> str:
@@ -174,7 +194,7 @@ def _unpacked(text: str, dtype: str, rows: int, columns: int) -> npt.NDArray[np.
 
 
 def suspicions(
-    state: ScreeningState, relative_sizes: Mapping[str, float], *, most: int, tail: float, deviations: float
+    state: ScreeningState, relative_sizes: Mapping[str, float], *, most: int, settings: ScreeningSettings
 ) -> tuple[dict[str, float], dict[str, float]]:
     """How suspicious the clients of the last round are over all rounds together, and what was measured.
 
@@ -182,29 +202,29 @@ def suspicions(
         state: sums, the last round included.
         relative_sizes: client id → declared batch size over the median, of the clients of the last round.
         most: f.
-        tail: of the edge.
-        deviations: robust deviations at which a score is 1.
+        settings: levels of the tests.
 
     Returns:
         client id → score, at least 1 for a suspect; empty in the first rounds, and with few clients. And facts by name.
     """
     judged = tuple(sorted(relative_sizes))
-    if len(judged) < _FEWEST_CLIENTS or state.rounds < _FEWEST_ROUNDS:
+    if len(judged) < FEWEST_CLIENTS or state.rounds < _FEWEST_ROUNDS:
         return {}, {}
-    matrix, columns = state.correlations(judged)
     sizes: Vector = np.array([relative_sizes[name] for name in judged])
     larger = np.maximum(sizes, 1.0)  # judged by their model differences: over many rounds differences count, not noise
-    matrix /= np.outer(larger, larger)
-    sizes = np.minimum(sizes, 1.0)
-    edge = spectral_edge(len(judged), columns, tail) / math.sqrt(columns)
-    spectrum = outlying(
-        matrix,
-        sizes,
-        edge=edge,
-        unit=1.0,
-        columns=columns,
-        most=most,
-        deviations=deviations,
-    )
-    facts = {"accumulated_edge": spectrum.edge, "accumulated_eigenvalue": float(spectrum.eigenvalues[0])}
-    return dict(zip(judged, spectrum.scores.tolist(), strict=True)), facts
+    scores, facts = np.zeros(len(judged)), dict[str, float]()
+    views = {"within": state.within_rounds} | ({"over": state.over_rounds} if state.sums.shape[1] else {})
+    for name, view in views.items():
+        matrix, columns = view(judged)
+        spectrum = outlying(
+            matrix / np.outer(larger, larger),
+            np.minimum(sizes, 1.0),
+            edge=spectral_edge(len(judged), columns, settings.edge_tail) / math.sqrt(columns),
+            unit=1.0,
+            columns=columns,
+            most=most,
+            deviations=settings.deviations,
+        )
+        facts |= {f"{name}_rounds_edge": spectrum.edge, f"{name}_rounds_eigenvalue": float(spectrum.eigenvalues[0])}
+        scores = np.maximum(scores, spectrum.scores)
+    return dict(zip(judged, scores.tolist(), strict=True)), facts

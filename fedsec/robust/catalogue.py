@@ -67,7 +67,7 @@ _ALL = (
     ),
     RuleInfo(
         name="filter",
-        summary="norm gate and distance from the ARC + NNM + GM centre, then the mean of the rest",
+        summary="one of each group of twins, norm gate and distance from the ARC + NNM + GM centre, then the mean of the rest",
         kind=Kind.SELECTION,
         paper="design note ROBUST; centre: arXiv 2405.14432, 2302.01772",
         breakdown=f"{_MINORITY} for what is far out; below the edge, influence is bounded by it",

@@ -80,18 +80,20 @@ def distances_from(gram: Matrix, weights: Vector) -> Vector:
     return np.sqrt(np.maximum(squared, 0.0))
 
 
-def residual_scores(residuals: Vector, *, scale: float = 0.0) -> Vector:
+def residual_scores(residuals: Vector, *, scale: float = 0.0, among: Flags | None = None) -> Vector:
     """Residuals in multiples of the edge (rule 2 of this module).
 
     Args:
         residuals: float64 [n], at least 0.
         scale: median norm of the updates; what is below ``ROUNDING`` of it counts as no residual.
+        among: whose residuals make the edge; default: all.
 
     >>> residual_scores(np.array([1.0, 1.0, 1.0, 5.0]))
     array([0.8, 0.8, 0.8, 4. ])
     """
-    middle = float(np.median(residuals))
-    spread = MAD_TO_STDDEV * float(np.median(np.abs(residuals - middle)))
+    typical = residuals if among is None else residuals[among]
+    middle = float(np.median(typical))
+    spread = MAD_TO_STDDEV * float(np.median(np.abs(typical - middle)))
     edge = middle + max(DEVIATIONS * spread, MARGIN * middle, ROUNDING * scale)
     return residuals / edge if edge > 0 else np.zeros(len(residuals)) + (residuals > 0)
 

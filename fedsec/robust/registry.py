@@ -5,7 +5,7 @@
 2. Where updates are masked, weights cannot be applied. Then a rule that weights becomes one that selects: clients whose score reaches the
    edge are left out, at most f of them, and the sum is over the rest.
 3. :func:`aggregate` also makes the aggregate, in the open, for every rule.
-4. The mean of selected updates is the sum of their rows over the sum of their capped batch sizes, as in ``fedsec.robust.rules``.
+4. The mean of selected updates weights them with their capped batch sizes, as ``fedsec.robust.rules`` does.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ _ON_GRAM: dict[str, Callable[..., GramDecision]] = {
 }
 
 _WHY = {
+    "filter": "too far from the centre of the updates, too long, or a twin of another update",
+    "spectral": "too far from the centre of the updates, or agrees with others on a direction that most do not take",
     "krum": "not the most central update, and only that one is kept",
     "multi-krum": "among the f updates farthest from their neighbours",
     "fltrust": "does not point where the server's own update does",

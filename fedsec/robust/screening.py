@@ -16,7 +16,6 @@ Source: design note ROBUST, "Under DP noise: calibrated spectral screening"; doc
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -25,34 +24,17 @@ from fedsec.errors import ConfigError
 from fedsec.robust.accumulated import MOST_LIFTED, ScreeningState, suspicions
 from fedsec.robust.base import Matrix, Mode, RoundView, Vector, Verdict
 from fedsec.robust.gate import Gate, gate_of
+from fedsec.robust.hiding_room import hiding_room
+from fedsec.robust.levels import DEFAULT_SETTINGS, FEWEST_CLIENTS, ScreeningSettings
 from fedsec.robust.spectrum import Spectrum, outlying
 from fedsec.robust.tails import spectral_edge
 
-FEWEST_FOR_SPECTRUM = 6
-"""With fewer clients the gate alone decides: no majority stands out from noise."""
+__all__ = ["DEFAULT_SETTINGS", "SUSPICION", "ScreeningSettings", "ScreeningState", "screen"]
 
 SUSPICION = "suspicion:"
 """Facts whose name begins so are suspicions over rounds, of the client id that follows."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class ScreeningSettings:
-    """Levels of the tests.
-
-    Attributes:
-        gate_tail: chance of an honest client to fall outside the gate, on each side.
-        signal_allowance: how many times the typical squared signal a client of median size may show before the gate calls it too much.
-        edge_tail: chance of pure noise to show an eigenvalue above the edge.
-        deviations: robust deviations from the others, along a direction above the edge, at which a client is rejected.
-    """
-
-    gate_tail: float = 5e-4
-    signal_allowance: float = 6.0
-    edge_tail: float = 0.01
-    deviations: float = 4.0
-
-
-DEFAULT_SETTINGS = ScreeningSettings()
+_MOST_PASSES = 3
 
 
 def screen(
@@ -74,8 +56,10 @@ def screen(
     Returns:
         The verdict, and the state for the next round. Scores of 1 and more are over the edge of a test; ``weights`` is None. ``failed`` is
         set where more than ``num_byzantine`` clients are outside the gate. Facts, lengths in noise units: ``least``, ``most`` (of a client of median
-        size), ``typical_signal``, ``edge``, ``eigenvalue_1`` to ``_3``, ``crowded``, ``excess`` (clients over the edge beyond ``num_byzantine``),
-        ``accumulated_edge``, ``accumulated_eigenvalue``, and for each suspect ``suspicion:<client id>``, at least 1.
+        size), ``typical_signal``, ``edge``, ``eigenvalue_1`` to ``_3``, ``crowded`` (clients on a side that is too full for a collusion), ``excess``
+        (clients over the edge beyond ``num_byzantine``), ``signal_seen``, ``room_with_noise``, ``room_without_noise``, ``room_over_rounds`` (see
+        ``fedsec.robust.hiding_room``), ``within_rounds_edge``, ``within_rounds_eigenvalue``, ``over_rounds_edge``,
+        ``over_rounds_eigenvalue`` (of the sums so far), and for each suspect ``suspicion:<client id>``, at least 1.
 
     Raises:
         ConfigError: no known noise.
@@ -100,9 +84,9 @@ def screen(
         after,
         dict(zip(view.client_ids, sizes.tolist(), strict=True)),
         most=view.num_byzantine,
-        tail=settings.edge_tail,
-        deviations=settings.deviations,
+        settings=settings,
     )
+    facts |= _room(view, products, after, settings)
     facts |= measured | {f"{SUSPICION}{name}": value for name, value in suspects.items() if value >= 1}
     return _verdict(view, scores, reasons, facts), after
 
@@ -127,9 +111,9 @@ def _judge(
     scores = gate.scores.copy()
     reasons = {int(index): gate.reason(int(index)) for index in np.flatnonzero(scores >= 1)}
     facts = {"least": gate.least, "most": float(np.median(gate.most)), "typical_signal": gate.typical_signal, "crowded": 0.0}
-    while len(reasons) < view.num_byzantine:
+    for _ in range(_MOST_PASSES):
         kept = np.flatnonzero(scores < 1)
-        if len(kept) < FEWEST_FOR_SPECTRUM:
+        if len(reasons) >= view.num_byzantine or len(kept) < FEWEST_CLIENTS:
             break
         spectrum = _spectrum(view, products, sizes, kept, view.num_byzantine - len(reasons), settings)
         if "edge" not in facts:
@@ -168,6 +152,29 @@ def _direction_reason(spectrum: Spectrum, index: int, settings: ScreeningSetting
     )
 
 
+def _room(view: RoundView, products: Matrix, after: ScreeningState, settings: ScreeningSettings) -> dict[str, float]:
+    """What colluders could hide so far, and the signal that honest clients show, both as pushes of all of them in noise units of the update."""
+    columns = view.vectors.shape[1]
+    agreement = float(products.sum() - np.trace(products))
+    facts = {"signal_seen": math.sqrt(max(0.0, agreement) * view.dimension / columns)}
+    if view.num_clients >= FEWEST_CLIENTS and view.num_byzantine:
+        room = hiding_room(
+            num_clients=view.num_clients,
+            num_byzantine=view.num_byzantine,
+            num_columns=columns,
+            dimension=view.dimension,
+            rounds=after.rounds,
+            lifted=after.sums.shape[1] > 0,
+            settings=settings,
+        )
+        facts |= {
+            "room_with_noise": room.with_noise,
+            "room_without_noise": room.without_noise,
+            "room_over_rounds": room.over_rounds,
+        }
+    return facts
+
+
 def _verdict(view: RoundView, scores: Vector, reasons: dict[int, str], facts: dict[str, float]) -> Verdict:
     """At most f are rejected, the highest scores first."""
     over = sorted(reasons, key=lambda index: (-scores[index], index))
@@ -175,7 +182,7 @@ def _verdict(view: RoundView, scores: Vector, reasons: dict[int, str], facts: di
     accepted[over[: view.num_byzantine]] = False
     facts["excess"] = float(max(0, len(over) - view.num_byzantine))
     failed = ""
-    if facts["excess"]:
+    if facts["excess"] and view.num_byzantine:
         failed = f"{len(over)} of {view.num_clients} clients are over the edge, and at most {view.num_byzantine} can be hostile"
     return Verdict(
         accepted=accepted,

@@ -17,6 +17,8 @@ from fedsec.robust.decision import (
     GramDecision,
     accept_all_but,
     check_gram,
+    distances_from,
+    residual_scores,
     scores_by_rank,
     smallest,
     uniform,
@@ -24,6 +26,8 @@ from fedsec.robust.decision import (
 from fedsec.robust.gram import squared_distances
 from fedsec.robust.weighting import adaptive_clipping, arc_nnm_geometric_median, nnm_geometric_median
 
+TWINS = 0.25
+"""Share of the usual distance between nearest neighbours below which two updates are twins."""
 NORM_SLACK = 1.0
 """How far over the norm threshold an update may be, as a share of it."""
 DIRECTION_DEVIATIONS = 5.0
@@ -78,22 +82,52 @@ def mad_filter(gram: Matrix, *, num_byzantine: int) -> GramDecision:
 
 
 def norm_and_distance_filter(gram: Matrix, *, num_byzantine: int, slack: float = NORM_SLACK) -> GramDecision:
-    """Filter: the mean of all updates that pass a norm gate and lie within the edge of the ARC + NNM + GM centre; at most f are rejected.
+    """Filter: of twins all but one are left out, then what fails a norm gate or lies beyond the edge; at most f in all. Mean of the rest.
 
-    Score: the larger of ``||x_i|| / ((1 + slack) tau)``, tau the norm to which ARC would clip, and ``||x_i - c|| / edge`` as in
-    :func:`mad_filter`, c from :func:`~fedsec.robust.weighting.arc_nnm_geometric_median`: clipping makes the centre, updates as sent are
-    scored.
-    Breakdown point: f < n/2, as :func:`mad_filter`. Cost: as NNM. Source: design note ROBUST (default on sketches without privacy).
+    Twins are updates nearer to each other than ``TWINS`` of what is usual between nearest neighbours (the median). Training on different
+    records does not give twins; colluders who send one vector f times are, and a geometric median is drawn to such a point. Of each group
+    the first by client id stays. Colluders who add noise of an honest size are no twins; in two dimensions honest updates are, by chance.
+    Score of the others: the larger of ``||x_i|| / ((1 + slack) tau)``, tau the norm to which ARC would clip, and ``||x_i - c|| / edge`` as
+    in :func:`mad_filter`, c from :func:`~fedsec.robust.weighting.arc_nnm_geometric_median` without the twins: clipping makes the centre,
+    updates as sent are scored. The score of twins is at least 1.
+    Breakdown point: f < n/2, as :func:`mad_filter`. Cost: as NNM.
+    Source: design note ROBUST (default on sketches without privacy); twins: ours, in the spirit of FoolsGold (arXiv 1808.04866).
 
     >>> norm_and_distance_filter(np.diag([1.0, 1.0, 1.0, 1e6]), num_byzantine=1).accepted
     array([ True,  True,  True, False])
     """
-    check_gram(gram, num_byzantine)
+    count = check_gram(gram, num_byzantine)
+    twins = find_twins(gram, num_byzantine=num_byzantine)
+    single = ~twins
+    left = num_byzantine - int(np.count_nonzero(twins))
+    among = gram[np.ix_(single, single)]
+    centre = np.zeros(count)
+    centre[single] = arc_nnm_geometric_median(among, num_byzantine=left).weights
     norms = np.sqrt(np.diagonal(gram))
-    tau = float(np.max(norms * adaptive_clipping(gram, num_byzantine=num_byzantine)))
+    tau = float(np.max(norms[single] * adaptive_clipping(among, num_byzantine=left)))
     by_norm = norms / ((1.0 + slack) * tau) if tau > 0 else (norms > 0).astype(np.float64)
-    by_distance = arc_nnm_geometric_median(gram, num_byzantine=num_byzantine).scores
-    return _filtered(np.maximum(by_norm, by_distance), num_byzantine, tau=tau)
+    by_distance = residual_scores(distances_from(gram, centre), scale=float(np.median(norms[single])), among=single)
+    scores = np.maximum(by_norm, by_distance)
+    accepted = single & accept_all_but(np.where(single, scores, 0.0), left)
+    scores[twins] = np.maximum(scores[twins], 1.0)
+    facts = {"tau": tau, "twins": float(np.count_nonzero(twins))}
+    return GramDecision(weights=uniform(accepted), accepted=accepted, scores=scores, facts=facts)
+
+
+def find_twins(gram: Matrix, *, num_byzantine: int) -> Flags:
+    """Updates that are near another one of a smaller index, as :func:`norm_and_distance_filter` says; at most f: bool [n].
+
+    >>> find_twins(np.diag([4.0, 4.0, 4.0, 0.0, 0.0]), num_byzantine=2)
+    array([False, False, False, False,  True])
+    """
+    distances = np.sqrt(squared_distances(gram))
+    np.fill_diagonal(distances, np.inf)
+    near = distances < TWINS * float(np.median(distances.min(axis=1)))
+    twins = np.zeros(len(gram), dtype=np.bool_)
+    for index in range(1, len(gram)):
+        if np.count_nonzero(twins) < num_byzantine:
+            twins[index] = bool(near[index, :index][~twins[:index]].any())
+    return twins
 
 
 def spectral_filter(gram: Matrix, *, num_byzantine: int, directions: int = DIRECTIONS) -> GramDecision:

@@ -11,7 +11,13 @@ import time
 import pytest
 
 ROUNDS = 3
-SMALL = ["federation.num_clients=10", f"federation.rounds={ROUNDS}", "secagg.num_corrupt=2", "privacy.epsilon=20", "training.tail_average=1"]
+SMALL = [
+    "federation.num_clients=10",
+    f"federation.rounds={ROUNDS}",
+    "secagg.num_corrupt=2",
+    "privacy.epsilon=20",
+    "training.tail_average=1",
+]
 PUBLIC = ["secagg.enabled=false", "privacy.unit=none", "privacy.epsilon=inf"]
 ALONE = "attack.compare=false"
 

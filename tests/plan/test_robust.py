@@ -31,7 +31,9 @@ def test_auto_stands_for_one_rule_that_follows_from_the_plan(overrides, rule):
     assert rule_of(load_plan(overrides=overrides)) == rule
 
 
-@pytest.mark.parametrize(("wanted", "present", "most"), [(None, 20, 5), (None, 3, 0), (None, 1, 0), (9, 20, 9), (9, 10, 4), (0, 20, 0), (4, 5, 2)])
+@pytest.mark.parametrize(
+    ("wanted", "present", "most"), [(None, 20, 5), (None, 3, 0), (None, 1, 0), (9, 20, 9), (9, 10, 4), (0, 20, 0), (4, 5, 2)]
+)
 def test_suspects_are_always_fewer_than_half_of_who_is_there(wanted, present, most):
     overrides = [] if wanted is None else [f"robust.num_byzantine={wanted}"]
     assert max_suspects(load_plan(overrides=overrides), present) == most
@@ -51,7 +53,9 @@ def test_comparing_changes_no_digest_and_peace_has_the_digest_of_old():
 
 
 def test_an_attack_makes_another_digest_in_each_of_its_numbers():
-    digests = {load_plan(overrides=more).digest() for more in ([], ["attack.strength=4"], ["attack.own_noise=false"], ["attack.fraction=0.1"])}
+    digests = {
+        load_plan(overrides=more).digest() for more in ([], ["attack.strength=4"], ["attack.own_noise=false"], ["attack.fraction=0.1"])
+    }
     assert len(digests) == 4
 
 

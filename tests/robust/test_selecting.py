@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedsec.robust.selecting import krum, mad_filter, multi_krum, norm_and_distance_filter, spectral_filter
+from fedsec.robust.selecting import find_twins, krum, mad_filter, multi_krum, norm_and_distance_filter, spectral_filter
 
 FILTERS = [mad_filter, norm_and_distance_filter, spectral_filter]
 
@@ -39,10 +39,10 @@ def test_equal_scores_go_by_index():
 
 
 @pytest.mark.parametrize("rule", FILTERS)
-@pytest.mark.parametrize("dimension", [2, 30, 1000])
+@pytest.mark.parametrize("dimension", [5, 30, 1000])
 def test_a_filter_leaves_honest_updates_of_one_kind_alone(rule, dimension):
     rejected = [np.count_nonzero(~rule(gram(points(20, dimension, seed) + 0.3), num_byzantine=5).accepted) for seed in range(40)]
-    assert np.mean(rejected) / 20 <= {2: 0.04, 30: 0.03, 1000: 0.03}[dimension]
+    assert np.mean(rejected) / 20 <= 0.02
 
 
 @pytest.mark.parametrize("rule", FILTERS)
@@ -82,3 +82,25 @@ def test_the_norm_gate_rejects_what_the_distance_alone_lets_pass():
     x = np.vstack([points(10, 20, 0) * 0.1 + 1.0, points(6, 20, 1) * 0.1 - 1.0])
     x[0] = 12.0 * np.sign(x[0])
     assert not norm_and_distance_filter(gram(x), num_byzantine=3).accepted[0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_colluders_who_send_one_vector_count_once_wherever_it_lies(seed):
+    """A point near the centre, where no distance gives them away, and which a geometric median is drawn to."""
+    x = points(17, 60, seed)
+    x[5:9] = -0.2 * x[9:].mean(axis=0)
+    decision = norm_and_distance_filter(gram(x), num_byzantine=4)
+    assert decision.accepted[5]
+    assert not decision.accepted[6:9].any()
+    assert (decision.scores[6:9] >= 1).all()
+    assert decision.facts["twins"] == 3
+    assert mad_filter(gram(x), num_byzantine=4).accepted[5:9].all()
+
+
+def test_twins_are_those_near_one_that_stays_and_at_most_f():
+    x = points(12, 40, 0)
+    x[3], x[7], x[9] = x[0] + 1e-3, x[0] - 1e-3, x[8]
+    assert np.flatnonzero(find_twins(gram(x), num_byzantine=5)).tolist() == [3, 7, 9]
+    assert np.flatnonzero(find_twins(gram(x), num_byzantine=2)).tolist() == [3, 7]
+    assert not find_twins(gram(x), num_byzantine=0).any()
+    assert not find_twins(np.ones((6, 6)), num_byzantine=2).any()

@@ -1,0 +1,1 @@
+"""Calibrated spectral screening under attack: accuracy, rejection and honest rejection, paired over seeds."""
