@@ -11,6 +11,7 @@ Source: design note ROBUST, "Three kinds of fault".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,13 +19,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedsec.errors import RoundAborted
+from fedsec.errors import DecodeError, RoundAborted
+from fedsec.jsonfields import INTEGER, NUMBER, NUMBER_OR_NONE, TEXT, Codec, Table, build, dump, list_of, map_of
 from fedsec.plan.model import Plan
 from fedsec.plan.robust import UNDEFENDED, max_suspects, rule_of
 from fedsec.results import ScreeningRow
 from fedsec.robust.accumulated import ScreeningState
 from fedsec.robust.base import Matrix, Mode, RoundView, Verdict
-from fedsec.robust.catalogue import RULES
+from fedsec.robust.catalogue import RULES, Kind
 from fedsec.robust.registry import aggregate, apply_rule
 from fedsec.robust.reputation import Reputation
 from fedsec.robust.reputation_records import EDGE, Event, Fault, ReputationSettings, RoundObservation
@@ -34,6 +36,9 @@ from fedsec.robust.validation import ValidUpdate
 
 BY_RANK = ("krum", "multi-krum", "bulyan")
 """Rules that leave out a fixed number in every round, whoever is there: being left out says nothing over rounds."""
+
+BY_DIRECTION = ("fltrust", "foolsgold")
+"""Rules that count on angles, whatever the number of hostile clients."""
 
 Vector = npt.NDArray[np.float64]
 
@@ -254,11 +259,28 @@ class Defence:
     @property
     def pending(self) -> dict[str, Any] | None:
         """What was judged of the round under way, as JSON."""
-        return dict(vars(self._pending)) if self._pending is not None else None
+        return dump(_PENDING, self._pending) if self._pending is not None else None
 
-    def restore_pending(self, kept: Mapping[str, Any]) -> None:
-        """Go on with a round that was judged before a crash."""
-        self._pending = Pending(**kept)
+    def restore_pending(self, kept: Any, *, server_round: int, client_ids: Collection[str]) -> None:
+        """Go on with a round that was judged before a crash.
+
+        Args:
+            kept: as :attr:`pending` gave it.
+            server_round: the round that goes on.
+            client_ids: of the federation.
+
+        Raises:
+            DecodeError: it is something else; nothing was restored.
+        """
+        pending = build(Pending, _PENDING, kept, "judged")
+        if pending.screening is not None:
+            ScreeningState.from_json(pending.screening)
+        named = {*pending.scores, *pending.accepted, *pending.reasons, *pending.suspicions}
+        if pending.server_round != server_round or not named <= set(client_ids):
+            raise DecodeError("judged: of another round, or of clients that the federation does not have")
+        if any(math.isnan(value) for value in (*pending.scores.values(), *pending.suspicions.values())):
+            raise DecodeError("judged: a score is never NaN")
+        self._pending = pending
 
     # --- Parts ------------------------------------------------------------------------------------------------------------------
 
@@ -294,17 +316,28 @@ class Defence:
         pending.scores |= {name: float(score) for name, score in zip(view.client_ids, verdict.scores, strict=True)}
         pending.reasons = {name: reason for name, reason in pending.reasons.items() if name not in view.client_ids} | dict(verdict.reasons)
         pending.facts |= {name: float(value) for name, value in verdict.facts.items()}
-        suspects = [name for name, kept in zip(view.client_ids, verdict.accepted, strict=True) if not kept]
+        [name for name, kept in zip(view.client_ids, verdict.accepted, strict=True) if not kept]
         accepted = [name for name, kept in zip(view.client_ids, verdict.accepted, strict=True) if kept and name not in blocked]
         failed = verdict.failed
-        if not failed and verdict.facts.get("excess", 0) > 0:
-            count = len(suspects) + int(verdict.facts["excess"])
-            failed = f"{count} suspects, and at most {view.num_byzantine} are provided for: nobody counts"
+        if not failed and self._has_edge(view.mode):
+            over = sum(score >= EDGE for name, score in pending.scores.items() if name in view.client_ids and name not in blocked)
+            if over > self.most_suspects(sum(name not in blocked for name in view.client_ids)):
+                failed = f"{over} suspects, and at most {view.num_byzantine} are provided for: nobody counts"
         pending.accepted = sorted(({*pending.accepted} - set(view.client_ids)) | (set() if failed else set(accepted)))
         if failed:
             pending.failed = failed
             raise RoundAborted(failed)
         return frozenset(accepted)
+
+    def _has_edge(self, mode: Mode) -> bool:
+        """Whether the rule leaves out who is over an edge: then more of them than f mean that it cannot tell.
+
+        A rule that weights bounds what everybody can do and leaves out nobody; one by rank leaves out the same number each time; one by
+        direction knows no f.
+        """
+        if self.rule in ("filter", "mad-filter", "spectral"):
+            return True
+        return mode is Mode.SKETCH and self.rule in RULES and RULES[self.rule].kind is Kind.WEIGHTS and self.rule not in BY_DIRECTION
 
     def _row(self, pending: Pending, quarantined: Collection[str], events: Sequence[Event]) -> ScreeningRow:
         return ScreeningRow(
@@ -320,6 +353,19 @@ class Defence:
             honest=len(pending.scores.keys() - self.attackers) if self.attackers else None,
             aggregate_error=pending.aggregate_error,
         )
+
+
+_PENDING: Table = {
+    "server_round": INTEGER,
+    "scores": map_of(NUMBER),
+    "accepted": Codec(list, lambda value, what: list(list_of(TEXT).read(value, what))),
+    "reasons": map_of(TEXT),
+    "facts": map_of(NUMBER),
+    "suspicions": map_of(NUMBER),
+    "failed": TEXT,
+    "screening": Codec(lambda value: value, lambda value, _what: value),
+    "aggregate_error": NUMBER_OR_NONE,
+}
 
 
 def _distance_in_spreads(total: Vector, honest: Sequence[ValidUpdate]) -> float | None:

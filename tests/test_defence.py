@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedsec.defence import Defence
-from fedsec.errors import RoundAborted
+from fedsec.errors import DecodeError, RoundAborted
 from fedsec.plan.load import load_plan
 from fedsec.robust.base import Mode, RoundView
 from fedsec.robust.reputation_records import Fault
@@ -85,7 +85,7 @@ def test_a_crash_after_the_verdict_does_not_lose_it():
     kept, pending = json.loads(json.dumps(defence.to_json())), json.loads(json.dumps(defence.pending))
     resumed = Defence(plan=plan(), noise_stddev=STDDEV)
     resumed.restore(kept)
-    resumed.restore_pending(pending)
+    resumed.restore_pending(pending, server_round=4, client_ids=NAMES)
     assert resumed.finish(4, named={}) == defence.finish(4, named={})
     assert resumed.to_json() == defence.to_json()
 
@@ -231,3 +231,35 @@ def test_krum_moves_the_model_by_one_update():
     defence = Defence(plan=load_plan(overrides=[*PUBLIC, "robust.rule=krum"]), noise_stddev=0.0)
     assert np.linalg.norm(defence.aggregate(updates(rows(1, push=0.0)), server_round=1, dimension=DIMENSION)) > 0
     assert defence.num_accepted == 1
+
+
+def judged_once():
+    defence = Defence(plan=plan(), noise_stddev=STDDEV)
+    defence.judge(view(1, rows(1)))
+    return json.loads(json.dumps(defence.pending))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda kept: [], lambda kept: None, lambda kept: {}, lambda kept: {**kept, "more": 1}, lambda kept: {**kept, "server_round": 2},
+        lambda kept: {**kept, "scores": {"mallory": 1.0}}, lambda kept: {**kept, "accepted": ["mallory"]}, lambda kept: {**kept, "scores": []},
+        lambda kept: {**kept, "scores": {NAMES[0]: "nan"}}, lambda kept: {**kept, "screening": {"format": "x"}}, lambda kept: {**kept, "failed": 3},
+        lambda kept: {**kept, "suspicions": {NAMES[0]: "nan"}}, lambda kept: {**kept, "reasons": {"mallory": "x"}},
+    ],
+)  # fmt: skip
+def test_a_damaged_memory_of_a_round_under_way_is_refused_whole(change):
+    defence = Defence(plan=plan(), noise_stddev=STDDEV)
+    with pytest.raises(DecodeError):
+        defence.restore_pending(change(judged_once()), server_round=1, client_ids=NAMES)
+    assert defence.pending is None
+
+
+@pytest.mark.parametrize("rule", ["filter", "mad-filter", "spectral"])
+def test_more_outliers_than_provided_for_close_the_round_for_filters_too(rule):
+    of = load_plan(overrides=[*PUBLIC, f"robust.rule={rule}", "robust.num_byzantine=2"])
+    defence = Defence(plan=of, noise_stddev=0.0)
+    made = rows(5, push=0.0)
+    made[:8] = np.random.default_rng(9).normal(0, 300.0, size=(8, DIMENSION))
+    assert defence.aggregate(updates(made), server_round=1, dimension=DIMENSION) is None
+    assert "at most 2" in defence.finish(1, named={}).failed

@@ -25,7 +25,7 @@ from flwr.serverapp import Grid
 
 from fedsec.codec import canonical_json
 from fedsec.defence import Defence
-from fedsec.errors import PeerError, RoundAborted
+from fedsec.errors import DecodeError, PeerError, RoundAborted
 from fedsec.files import atomic_write_bytes, atomic_write_json, sha256_file
 from fedsec.flower.exchange import exchange
 from fedsec.flower.journal import Journal
@@ -187,12 +187,12 @@ class SecureRounds:
 
     def _restore_judgement(self, server_round: int) -> None:
         """Who was rejected, and why, before the server died."""
+        names = [member.client_id for cohort in self.membership.cohorts for member in cohort]
         try:
             kept = json.loads((self.saved_dir / JUDGED).read_text(encoding="utf-8"))["judged"]
-        except (OSError, ValueError, KeyError):
+            self.defence.restore_pending(kept, server_round=server_round, client_ids=names)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, DecodeError):
             return  # the accepted set is in the saved group; only the report of this round is poorer
-        if kept is not None and kept.get("server_round") == server_round:
-            self.defence.restore_pending(kept)
 
     def forget_saved(self) -> None:
         """The round has its checkpoint: what was kept to open it again, masked vectors among it, goes."""
