@@ -24,6 +24,7 @@ def check(
     from fedsec.plan.guarantees import guarantee_sentence, notes, secagg_facts
     from fedsec.plan.load import load_plan
     from server.federation import noise_multiplier_of
+    from server.room import room_facts, room_sentence
 
     checked = load_plan(plan, overrides=overrides)
     sigma = noise_multiplier_of(checked)
@@ -36,6 +37,7 @@ def check(
             "noise_multiplier": sigma,
             "total_steps": checked.total_steps,
             "secagg": secagg_facts(checked),
+            "room_to_hide": room_facts(checked),
         }
         print(json.dumps(facts, ensure_ascii=False))
         return
@@ -43,6 +45,8 @@ def check(
     print(guarantee_sentence(checked))
     for line in notes(checked):
         print(f"- {line}")
+    if (room := room_sentence(checked)) is not None:
+        print(f"- {room}")
     if checked.is_private:
         print(
             f"\nNoise multiplier {sigma:.4g} on a clip norm of {checked.privacy.clip_norm:g}, sample rate {checked.training.sample_rate:g}, "
