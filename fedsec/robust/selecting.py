@@ -133,11 +133,11 @@ def find_twins(gram: Matrix, *, num_byzantine: int) -> Flags:
 def spectral_filter(gram: Matrix, *, num_byzantine: int, directions: int = DIRECTIONS) -> GramDecision:
     """Spectral filter: as :func:`mad_filter`, and reject also who agrees with others on a direction that most do not take; mean of the rest.
 
-    Step, over the updates still accepted: the leading eigenvectors of the centred Gram matrix, its diagonal replaced by the means of its rows,
-    say how far each update p_i goes along a direction together with others. Its own norm plays no part, or every long honest update would
-    be a direction of its own. Score ``|p_i - median p| / (5 max(1.4826 MAD p, u))``, u the deviation along a typical direction (from the median of the positive
-    eigenvalues); the largest over the directions, and over the score of :func:`mad_filter`. Scores of 1 and more are rejected, at most f
-    in all. Ends when a step rejects nobody.
+    Step, over the updates still accepted: the leading eigenvectors of the centred Gram matrix, its diagonal replaced by the means of its
+    rows, say how far each update p_i goes along a direction together with others. Its own norm plays no part, or every long honest update
+    would be a direction of its own. Score ``|p_i - median p| / (5 max(1.4826 MAD p, u))``, u the deviation along a typical direction (from
+    the median of the positive eigenvalues); the largest over the directions, and over the score of :func:`mad_filter`. Scores of 1 and more
+    are rejected, at most f in all. Ends when a step rejects nobody.
     Breakdown point: f < n/2 for what is far out. Cost: n³ a step, at most f + 1 steps.
     Papers: Shejwalkar, Houmansadr, NDSS 2021 (DnC: fixed number, random coordinates); Allouah et al., arXiv 2505.01874 (CAF: weights).
     Here: all coordinates, several directions, no diagonal, and a number that the updates decide.

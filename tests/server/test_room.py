@@ -26,7 +26,7 @@ def test_the_default_plan_prints_its_room_and_gives_it_to_scripts():
 
 
 def test_more_rows_leave_less_room_and_clear_updates_least():
-    few, many, clear = (room(more)[0].with_noise for more in ("secagg.sketch_rows=32", "secagg.sketch_rows=256", "secagg.enabled=false"))
+    few, many, clear = (room(more)[0].with_noise for more in ("secagg.sketch_rows=64", "secagg.sketch_rows=256", "secagg.enabled=false"))
     assert few > many > clear
 
 
