@@ -13,35 +13,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, Message
 
+from client.collusion import remember
 from client.localdata import LocalData, local_data
+from client.pipeline import pipeline, rule_weights
 from client.settings import SimulatedClient
 from fedsec.data.federated import federated_data
 from fedsec.data.sizes import weight_limit_of
-from fedsec.errors import PeerError, StorageError
-from fedsec.files import atomic_write_bytes
+from fedsec.errors import PeerError
 from fedsec.flower.records import About, RoundRequest, make_reply
 from fedsec.plan.model import Plan
-from fedsec.plan.robust import OPEN_ONLY, UNDEFENDED, max_suspects, rule_of
 from fedsec.privacy.streams import derive_key, simulation_root
-from fedsec.robust.base import Flags, Matrix, Mode, RoundView, Vector
 from fedsec.robust.noise import noise_stddev_of
-from fedsec.robust.registry import apply_rule
-from fedsec.robust.screening import screen
-from fedsec.robust.whitening import whiten
 from fedsec.secagg.fixedpoint import IntVector
 from fedsec.secagg.labels import Phase
 from fedsec.secagg.seat import MakeMatrix
-from fedsec.secagg.sketch import SketchMatrix
 from fedsec.secagg.wire import Record
 from fedsec.signing import Signer
 from fedsec.sim.attacks.catalogue import CATALOGUE, Family, attackers, is_active
-from fedsec.sim.attacks.knowledge import Knowledge, Past, Sent
+from fedsec.sim.attacks.knowledge import Knowledge, Sent
 from fedsec.sim.attacks.malformed import RawArray, malform
 from fedsec.sim.attacks.poison import poison_records
 from fedsec.sim.attacks.protocol import Lie, tamper
@@ -53,9 +47,6 @@ Train = Callable[[Plan, RoundRequest, ArrayMap, LocalData, bytes], dict[str, Flo
 
 REMEMBERED = ("replay", "free-rider")
 """Attacks that look back; for these the colluders keep what they had."""
-
-MOST_REMEMBERED = 8
-_GRID = 1 << 16  # steps to a noise unit when an attacker sketches candidates: any fine grid will do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +210,7 @@ def _sent(of: _Round) -> Sent:
     if plan.attack.knowledge == "omniscient" and CATALOGUE[plan.attack.name].sees_others:
         honest = tuple(place for place in range(plan.federation.num_clients) if place not in of.crew.partitions)
         known, sizes = _updates(of, honest)
-    history = _remember(of, own, own_sizes)
+    history = remember(request, of.arrays, own, own_sizes) if plan.attack.name in REMEMBERED else ()
     stddev = _noise_stddev(plan, request.noise_multiplier)
     knowledge = Knowledge(
         known=known,
@@ -234,8 +225,8 @@ def _sent(of: _Round) -> Sent:
         run_seed=plan.federation.seed,
         direction=_raise_class(Layout.of(of.arrays), plan.attack.target_class or 0),
         server_learning_rate=plan.training.server_learning_rate,
-        aggregate=_rule_weights(plan),
-        screen=_pipeline(plan, stddev, np.concatenate([sizes, own_sizes])),
+        aggregate=rule_weights(plan),
+        screen=pipeline(plan, stddev, np.concatenate([sizes, own_sizes])),
         history=history,
     )
     return CATALOGUE[plan.attack.name].craft(knowledge)
@@ -281,93 +272,3 @@ def _raise_class(layout: Layout, target: int) -> npt.NDArray[np.float64] | None:
     last[target] = 1.0
     direction: npt.NDArray[np.float64] = layout.flatten(arrays).astype(np.float64)
     return direction
-
-
-# --- The defender's own rule, in the attackers' hands -----------------------------------------------------------------------------
-
-
-def _rule_weights(plan: Plan) -> Callable[[Matrix], Vector] | None:
-    """The rule as weights from a Gram matrix; None where the attackers take it for the mean.
-
-    Rows that have this Gram matrix are as good as the updates to a rule that looks at nothing else.
-    """
-    rule = rule_of(plan)
-    if rule in (UNDEFENDED, "screening", "fltrust", *OPEN_ONLY):
-        return None
-
-    def weights(gram: Matrix) -> Vector:
-        values, vectors = np.linalg.eigh(gram)
-        rows = vectors * np.sqrt(np.maximum(values, 0.0))
-        verdict = apply_rule(rule, _view_of(plan, rows, np.ones(len(rows)), dimension=rows.shape[1], stddev=0.0))
-        chosen: Vector = verdict.weights if verdict.weights is not None else verdict.accepted / max(1, int(verdict.accepted.sum()))
-        return chosen
-
-    return weights
-
-
-def _view_of(plan: Plan, rows: npt.NDArray[np.floating], sizes: Vector, *, dimension: int, stddev: float) -> RoundView:
-    return RoundView(
-        mode=Mode.SKETCH if plan.secagg.enabled else Mode.OPEN,
-        client_ids=tuple(f"{place:06d}" for place in range(len(rows))),
-        vectors=rows,
-        dimension=dimension,
-        batch_sizes=sizes,
-        noise_stddev=stddev,
-        num_byzantine=max_suspects(plan, len(rows)),
-    )
-
-
-def _pipeline(plan: Plan, stddev: float, sizes: npt.NDArray[np.int64]) -> Callable[[FloatArray], Flags] | None:
-    """Which of some candidate updates the defender would accept, under an R of the attackers' own: the true one is drawn after the uploads."""
-    rule = rule_of(plan)
-    if rule in (UNDEFENDED, "fltrust", *OPEN_ONLY):
-        return None
-    generator = np.random.default_rng([plan.federation.seed, 7])
-
-    def accepted(rows: FloatArray) -> Flags:
-        vectors: npt.NDArray[np.floating] = rows
-        if plan.secagg.enabled:
-            matrix = SketchMatrix(seed=generator.bytes(32), num_rows=plan.secagg.sketch_rows, dimension=rows.shape[1])
-            step = (stddev or float(np.abs(rows).max()) or 1.0) / _GRID
-            encoded = [np.rint(row.astype(np.float64) / step).astype(np.int64) for row in rows]
-            vectors = whiten(matrix.product_many(encoded), dimension=rows.shape[1], rrt=matrix.row_products().astype(np.float64)) * step
-        view = _view_of(plan, vectors, np.resize(sizes, len(rows)).astype(np.float64), dimension=rows.shape[1], stddev=stddev)
-        verdict = screen(view)[0] if rule == "screening" else apply_rule(rule, view)
-        return verdict.accepted
-
-    return accepted
-
-
-# --- What the colluders remember --------------------------------------------------------------------------------------------------
-
-
-def _remember(of: _Round, own: FloatArray, sizes: npt.NDArray[np.int64]) -> tuple[Past, ...]:
-    """Earlier rounds, oldest first; keeps this one. In a folder of the colluders' own, so that every process has the same."""
-    if of.plan.attack.name not in REMEMBERED or not of.request.simulation_dir:
-        return ()
-    folder = Path(of.request.simulation_dir) / "colluders"
-    model = Layout.of(of.arrays).flatten(dict(of.arrays)).astype(np.float64)
-    deltas = (own / sizes.astype(np.float32)[:, None]).astype(np.float32)
-    kept = [_load(path) for path in sorted(folder.glob("*.npz")) if int(path.stem) < of.request.server_round][-MOST_REMEMBERED:]
-    _save(folder / f"{of.request.server_round:06d}.npz", deltas, model)
-    models = [past[2] for past in kept] + [model]
-    return tuple(
-        Past(server_round=number, own=rows, step=models[place + 1] - models[place]) for place, (number, rows, _) in enumerate(kept)
-    )  # fmt: skip
-
-
-def _save(path: Path, deltas: FloatArray, model: npt.NDArray[np.float64]) -> None:
-    import io  # noqa: PLC0415
-
-    buffer = io.BytesIO()
-    np.savez(buffer, own=deltas, model=model)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_bytes(path, buffer.getvalue())
-
-
-def _load(path: Path) -> tuple[int, FloatArray, npt.NDArray[np.float64]]:
-    try:
-        with np.load(path, allow_pickle=False) as kept:
-            return int(path.stem), kept["own"], kept["model"]
-    except (OSError, ValueError, KeyError) as error:
-        raise StorageError(f"{path} is damaged: {error}") from None

@@ -11,7 +11,6 @@ Source: design note ROBUST, "Three kinds of fault".
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedsec.errors import DecodeError, RoundAborted
-from fedsec.jsonfields import INTEGER, NUMBER, NUMBER_OR_NONE, TEXT, Codec, Table, build, dump, list_of, map_of
+from fedsec.defence.pending import Pending
+from fedsec.errors import RoundAborted
 from fedsec.plan.model import Plan
 from fedsec.plan.robust import UNDEFENDED, max_suspects, rule_of
 from fedsec.results import ScreeningRow
@@ -41,33 +40,6 @@ BY_DIRECTION = ("fltrust", "foolsgold")
 """Rules that count on angles, whatever the number of hostile clients."""
 
 Vector = npt.NDArray[np.float64]
-
-
-@dataclass(kw_only=True)
-class Pending:
-    """What was judged of the round under way; plain values, so that it can be kept beside what a crash may cut off.
-
-    Attributes:
-        server_round: which round.
-        scores: client id → score.
-        accepted: clients that count.
-        reasons: client id → why it does not.
-        facts: what the rule measured.
-        suspicions: client id → score over rounds, 1 is the edge of quarantine.
-        failed: why nobody counts; empty if somebody does.
-        screening: state of the screening after this round, as JSON; None for other rules.
-        aggregate_error: distance of the aggregate from the mean of the honest, in spreads of theirs; None where nobody can know it.
-    """
-
-    server_round: int
-    scores: dict[str, float] = field(default_factory=dict)
-    accepted: list[str] = field(default_factory=list)
-    reasons: dict[str, str] = field(default_factory=dict)
-    facts: dict[str, float] = field(default_factory=dict)
-    suspicions: dict[str, float] = field(default_factory=dict)
-    failed: str = ""
-    screening: Any = None
-    aggregate_error: float | None = None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -259,7 +231,7 @@ class Defence:
     @property
     def pending(self) -> dict[str, Any] | None:
         """What was judged of the round under way, as JSON."""
-        return dump(_PENDING, self._pending) if self._pending is not None else None
+        return self._pending.to_json() if self._pending is not None else None
 
     def restore_pending(self, kept: Any, *, server_round: int, client_ids: Collection[str]) -> None:
         """Go on with a round that was judged before a crash.
@@ -272,15 +244,7 @@ class Defence:
         Raises:
             DecodeError: it is something else; nothing was restored.
         """
-        pending = build(Pending, _PENDING, kept, "judged")
-        if pending.screening is not None:
-            ScreeningState.from_json(pending.screening)
-        named = {*pending.scores, *pending.accepted, *pending.reasons, *pending.suspicions}
-        if pending.server_round != server_round or not named <= set(client_ids):
-            raise DecodeError("judged: of another round, or of clients that the federation does not have")
-        if any(math.isnan(value) for value in (*pending.scores.values(), *pending.suspicions.values())):
-            raise DecodeError("judged: a score is never NaN")
-        self._pending = pending
+        self._pending = Pending.from_json(kept, server_round=server_round, client_ids=client_ids)
 
     # --- Parts ------------------------------------------------------------------------------------------------------------------
 
@@ -353,19 +317,6 @@ class Defence:
             honest=len(pending.scores.keys() - self.attackers) if self.attackers else None,
             aggregate_error=pending.aggregate_error,
         )
-
-
-_PENDING: Table = {
-    "server_round": INTEGER,
-    "scores": map_of(NUMBER),
-    "accepted": Codec(list, lambda value, what: list(list_of(TEXT).read(value, what))),
-    "reasons": map_of(TEXT),
-    "facts": map_of(NUMBER),
-    "suspicions": map_of(NUMBER),
-    "failed": TEXT,
-    "screening": Codec(lambda value: value, lambda value, _what: value),
-    "aggregate_error": NUMBER_OR_NONE,
-}
 
 
 def _distance_in_spreads(total: Vector, honest: Sequence[ValidUpdate]) -> float | None:
