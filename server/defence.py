@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from fedsec.data.federated import FederatedData
 from fedsec.defence import Defence
+from fedsec.errors import ConfigError
 from fedsec.flower.state import ServerState
 from fedsec.models.factory import Model
 from fedsec.models.root_update import root_update
@@ -52,6 +53,19 @@ def build_defence(plan: Plan, noise_multiplier: float, state: ServerState) -> De
     if state.defence is not None:
         defence.restore(state.defence)
     return defence
+
+
+def check_attack(plan: Plan, num_classes: int) -> None:
+    """Refuse an attack on classes that the task does not have, before anything runs.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    if plan.attack.name == "none":
+        return
+    for field, given in (("source_class", plan.attack.source_class), ("target_class", plan.attack.target_class)):
+        if given is not None and given >= num_classes:
+            raise ConfigError(f"class {given} of {num_classes}", field=f"attack.{field}", mend=f"use 0 to {num_classes - 1}")
 
 
 def build_root_update(plan: Plan, model: Model, data: FederatedData, layout: Layout) -> RootUpdate | None:

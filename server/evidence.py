@@ -7,7 +7,8 @@ aggregation evidence is signed by the liar itself (``fedsec.secagg.evidence``).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from flwr.app import Message
@@ -32,7 +33,7 @@ def evidence_keeper(folder: Path) -> Callable[[int, str, str, Message], str]:
 def _facts(reply: Message) -> dict[str, object]:
     arrays = reply.content.array_records.get("update")
     about = reply.content.config_records.get("about")
-    parts = list(arrays.items())[:MOST_ARRAYS] if arrays is not None else []
+    parts = list(itertools.islice(arrays.items(), MOST_ARRAYS)) if arrays is not None else []
     return {
         "arrays": [
             {"name": name[:200], "dtype": array.dtype[:40], "shape": [str(size)[:20] for size in list(array.shape)[:16]], "bytes": len(array.data),
@@ -40,5 +41,12 @@ def _facts(reply: Message) -> dict[str, object]:
             for name, array in parts
         ],
         "num_arrays": len(arrays) if arrays is not None else 0,
-        "declared": {str(key)[:60]: str(value)[:200] for key, value in about.items()} if about is not None else {},
+        "declared": _declared(about) if about is not None else {},
+        "authenticated": False,
     }  # fmt: skip
+
+
+def _declared(about: Mapping[str, object]) -> dict[str, str]:
+    """A few small values; nothing is written out before it is cut."""
+    small = [(key, value) for key, value in itertools.islice(about.items(), MOST_ARRAYS) if isinstance(value, int | float | str | bytes)]
+    return {key[:60]: str(value[:100] if isinstance(value, str | bytes) else value) for key, value in small}

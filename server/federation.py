@@ -34,7 +34,7 @@ from fedsec.privacy.calibration import calibrate_noise_multiplier
 from fedsec.results import EpsilonReport, RunResult
 from fedsec.vectors import FloatArray, Layout
 from server.artifacts import write_artifacts
-from server.defence import build_defence, build_root_update
+from server.defence import build_defence, build_root_update, check_attack
 from server.evidence import evidence_keeper
 from server.rejection import attack_success, rejection_report
 from server.secure import build_secure_rounds
@@ -136,6 +136,7 @@ def _build_loop(grid: Grid, setup: ServerSetup, cleanup: contextlib.ExitStack) -
     data = federated_data(plan.data, num_clients=plan.federation.num_clients, seed=plan.federation.seed)
     dataset = data.dataset
     model = build_model(plan.model, input_shape=dataset.x_test.shape[1:], num_classes=dataset.num_classes, seed=plan.federation.seed)
+    check_attack(plan, dataset.num_classes)
     refuse_mixing_layers(model, input_shape=dataset.x_test.shape[1:])
     shared, _ = split_names(model, plan.model.personal)
     if plan.secagg.enabled:

@@ -46,7 +46,7 @@ def rejection_report(
         rounds,
         attackers=attackers,
         skew={client_name(place): float(value) for place, value in enumerate(skew)},
-        provable=attackers if _is_provable(plan) else (),
+        provable=attackers if _is_provable(plan) and any(one.attacking for one in rounds) else (),
         named=[item.client_id for item in named],
     )
     return RejectionReport(

@@ -180,6 +180,16 @@ def frame(amplitude: float) -> Craft:
     return craft
 
 
+def declaring(factor: float, amplitude: float) -> Craft:
+    """Declare a larger batch than one has, which widens what is allowed, and push in own noise."""
+
+    def craft(scene: Scene) -> tuple[Array, Array]:
+        push = amplitude * scene.federation.noise_stddev * raise_class_0(scene.federation)
+        return push + _noise(scene), np.rint(factor * _sizes(scene))
+
+    return craft
+
+
 NOBODY = Arm(name="no attack")
 LABEL_FLIP = Arm(name="label flip", craft=known("label-flip"), flips_labels=True)
 FLIP_5_NOISE = Arm(name="flip x5 + noise", craft=known("sign-flip", strength=5.0, own_noise=True))
@@ -213,6 +223,7 @@ EXTRA = (
     Arm(name="orthogonal noise", craft=orthogonal),
     Arm(name="alone, no noise", craft=alone, crew_size=1),
     Arm(name="rotating 10 + noise", craft=rotating(10.0)),
+    Arm(name="declare x3, fixed 10 + noise", craft=declaring(3.0, 10.0)),
     Arm(name="frame 6 + noise", craft=frame(6.0)),
     Arm(name="frame 12 + noise", craft=frame(12.0)),
     Arm(name="mimic", craft=known("mimic")),

@@ -125,7 +125,7 @@ def run(setting: Setting, arm: Arm, defence: str, *, most: int | None = None) ->
         if verdict is not None:
             outcome.facts = {name: value for name, value in verdict.facts.items() if not name.startswith(SUSPICION)}
     outcome.accuracy = accuracy(federation, np.mean(tail, axis=0))
-    outcome.worst_honest = float(rejected[~hostile].max() / (rounds - 1))
+    outcome.worst_honest = float(rejected[~hostile].max() / max(1, rounds - 1))
     seen = [state.suspected.get(state.names[place], rounds + 1) for place in crew]
     outcome.first_suspected = float(np.mean(seen)) if seen else None
     outcome.honest_suspects = sum(not hostile[state.names.index(name)] for name in state.suspected)

@@ -25,9 +25,25 @@ def arms_of(plan: Plan) -> dict[str, Plan]:
     raw = plan.model_dump(mode="python", exclude_none=True)
     arms = {}
     if rule_of(plan) != MEAN:
-        arms[UNDEFENDED] = plan_from_mapping({**raw, "name": f"{plan.name}, undefended"[:120], "robust": {"rule": MEAN}})
+        arms[UNDEFENDED] = plan_from_mapping(
+            {**raw, "name": f"{plan.name}, undefended"[:120], "robust": {"rule": MEAN}, "attack": {**raw["attack"], "compare": False}}
+        )
     arms[NO_ATTACK] = plan_from_mapping({**raw, "name": f"{plan.name}, no attack"[:120], "attack": {}})
     return arms
+
+
+def check_arms(plan: Plan, folder: Path) -> None:
+    """Find out before a run whether the runs beside it will have their folders.
+
+    Raises:
+        ConfigError: a folder of that name holds something else.
+    """
+    from fedsec.errors import ConfigError
+
+    for name in arms_of(plan):
+        path = folder / name
+        if path.exists() and not (path / "run.json").exists():
+            raise ConfigError(f"{path} is in the way of the run that this one is compared with", mend="remove it, or choose another --out")
 
 
 def run_arms(plan: Plan, result: RunResult, run_one: Callable[[Plan, Path], RunResult | None]) -> RunResult:

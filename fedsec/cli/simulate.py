@@ -54,7 +54,7 @@ def simulate(
     quiet: bool = typer.Option(False, "--quiet", "-q", help="No progress on stderr."),
 ) -> None:
     """Run one federation on this machine and leave a folder with model, tables, plots and plan."""
-    from fedsec.cli.arms import run_arms
+    from fedsec.cli.arms import check_arms, run_arms
     from fedsec.errors import ConfigError
     from fedsec.plan.load import load_plan
     from fedsec.report.tables import print_result
@@ -71,6 +71,7 @@ def simulate(
         )
     if (folder_path / "run.json").exists() and not fresh:  # refuse the wrong folder before anything slow
         prepare_run_folder(folder_path, checked, resume=resume)
+    check_arms(checked, folder_path)
     _warn_early(checked, quiet=quiet)
     folder = prepare_run_folder(folder_path, checked, resume=resume, fresh=fresh)
     result = _run(checked, folder, engine=engine, workers=workers, quiet=quiet).result

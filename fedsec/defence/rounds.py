@@ -97,6 +97,11 @@ class Defence:
         """Clients that count in the round under way."""
         return len(self._pending.accepted) if self._pending is not None else 0
 
+    @property
+    def failed(self) -> str:
+        """Why nothing of the round under way is used; empty if something is."""
+        return self._pending.failed if self._pending is not None else ""
+
     # --- One round --------------------------------------------------------------------------------------------------------------
 
     def judge(self, view: RoundView, *, lifted: Matrix | None = None) -> frozenset[str]:

@@ -18,7 +18,10 @@ from fedsec.errors import StorageError
 from fedsec.files import atomic_write_json
 
 SITS_OUT_ROUNDS = 2
-"""How many rounds the ends of an unresolved edge sit out."""
+"""How many rounds a member sits out that left a failed opening unresolved; twice as many each further time."""
+
+MOST_DOUBLINGS = 6
+"""A member sits out for at most ``2 * 2**6`` rounds. Without doubling three liars who took turns cost every round (decision 0014)."""
 
 
 @dataclass(kw_only=True)
@@ -33,6 +36,7 @@ class Journal:
         unmasking: whether UNMASK was asked for in this attempt.
         excluded: client id → why it is out of the run.
         sits_out_until: client id → last round that it sits out.
+        times_out: client id → how often it had to sit out.
     """
 
     path: Path
@@ -42,6 +46,7 @@ class Journal:
     unmasking: bool = False
     excluded: dict[str, str] = field(default_factory=dict)
     sits_out_until: dict[str, int] = field(default_factory=dict)
+    times_out: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> Journal:
@@ -64,7 +69,7 @@ class Journal:
         numbers = (self.server_round, self.attempt, self.time_s)
         if any(type(number) is not int or number < 0 for number in numbers) or type(self.unmasking) is not bool:
             raise TypeError("a number or a flag is not one")
-        for names, kind in ((self.excluded, str), (self.sits_out_until, int)):
+        for names, kind in ((self.excluded, str), (self.sits_out_until, int), (self.times_out, int)):
             if not isinstance(names, dict) or any(type(value) is not kind for value in names.values()):
                 raise TypeError("a table of clients is not one")
 
@@ -99,7 +104,11 @@ class Journal:
 
     def sit_out(self, client_id: str) -> None:
         """Leave a client out for the next rounds."""
-        self.sits_out_until[client_id] = self.server_round + SITS_OUT_ROUNDS
+        if self.sits_out_until.get(client_id, 0) > self.server_round:
+            return  # it sits out already: the same round, asked again
+        times = self.times_out.get(client_id, 0)
+        self.times_out[client_id] = times + 1
+        self.sits_out_until[client_id] = self.server_round + SITS_OUT_ROUNDS * 2 ** min(times, MOST_DOUBLINGS)
         self._write()
 
     def left_out(self, server_round: int) -> set[str]:

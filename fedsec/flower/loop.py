@@ -247,7 +247,7 @@ class FederationLoop:
             self.state.asked[client_id] = self.state.asked.get(client_id, 0) + 1
         replies = self._ask(request, TRAIN, selected, record)
         updates, refused, named = self._validate(server_round, replies, selected)
-        if refused and len(refused) == len(selected) and not named:
+        if refused and len(refused) == len(selected) == len(self.clients):  # a few asked by lot may all be hostile; all cannot
             raise RoundAborted(f"no client trained in round {server_round}; {refused[0][0]} says: {refused[0][1]}")
         dropped = len(selected) - len(updates) - len(refused)
         norm, counted = self._aggregate(updates, server_round)
@@ -363,7 +363,10 @@ class FederationLoop:
             return 0.0, free
         result = self.defence.aggregate(updates, server_round=server_round, dimension=self.layout.size, root=self._root(server_round))
         counted = self.defence.num_accepted
-        return (self._apply(result) if result is not None and counted else 0.0), counted
+        if result is None or not counted:
+            self.defence.fail(server_round, self.defence.failed or "the rule accepts nobody")
+            return 0.0, 0
+        return self._apply(result), counted
 
     def _root(self, server_round: int) -> npt.NDArray[np.float64] | None:
         return self.root_update(self.state.vector, server_round) if self.root_update is not None else None

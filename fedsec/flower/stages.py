@@ -25,7 +25,7 @@ from flwr.serverapp import Grid
 
 from fedsec.codec import canonical_json
 from fedsec.defence import Defence
-from fedsec.errors import DecodeError, PeerError, RoundAborted
+from fedsec.errors import DecodeError, PeerError, RoundAborted, VerificationError
 from fedsec.files import atomic_write_bytes, atomic_write_json, sha256_file
 from fedsec.flower.exchange import exchange
 from fedsec.flower.journal import Journal
@@ -42,7 +42,8 @@ from fedsec.results import CohortRow, SecaggRow
 from fedsec.secagg.blame import BlameServer, name_bad_dealers, name_share_liars
 from fedsec.secagg.checks import sign_config
 from fedsec.secagg.config import RoundConfig, nonce_commitment
-from fedsec.secagg.evidence import Named
+from fedsec.secagg.evidence import Named, verify_evidence
+from fedsec.secagg.evidence_record import Evidence
 from fedsec.secagg.fixedpoint import FixedPoint
 from fedsec.secagg.group import GroupServer
 from fedsec.secagg.labels import SEED_BYTES, Phase
@@ -147,6 +148,7 @@ class SecureRounds:
         """
         tally = Tally()
         server_round = given.request.server_round
+        self._recall_evidence(given.request.server_round, tally)
         results = self._finish_saved(given, nodes, tally)
         waiting = set(range(len(self.membership.cohorts))) - results.keys()
         attempt = self.journal.next_attempt(server_round, self.plan.secagg.attempts, saved=bool(results))
@@ -184,6 +186,17 @@ class SecureRounds:
             results |= {number: self._open(cohort, nodes, given, tally) for number, cohort in group.cohorts.items()}
             tally.attempts = self.journal.attempt
         return results
+
+    def _recall_evidence(self, server_round: int, tally: Tally) -> None:
+        """Whoever was proven to lie in this very round before the server died stays named: the proof is on disk."""
+        for path in sorted(self.evidence_dir.glob(f"round-{server_round:06d}-*.bin")):
+            try:
+                evidence = Evidence.decode(path.read_bytes())
+                named = verify_evidence(evidence, self.membership.cohorts[evidence.config.cohort], verify=self.verify)
+            except (OSError, DecodeError, VerificationError, IndexError):
+                continue  # no proof, so nobody's
+            self.journal.exclude(named.client_id, named.reason)
+            tally.add_named(named.client_id, named.reason, f"{self.evidence_dir.name}/{path.name}")
 
     def _restore_judgement(self, server_round: int) -> None:
         """Who was rejected, and why, before the server died."""
@@ -386,8 +399,7 @@ class SecureRounds:
             facts = {"client_id": item.client_id, "kind": item.kind.name, "reason": item.reason, "sha256": sha256_file(path)}
             self.log.append(LogEntry(kind=EntryKind.EVIDENCE, body=canonical_json({**self._facts(cohort), **facts})))
             self.journal.exclude(item.client_id, item.reason)
-            tally.named.append((item.client_id, item.reason))
-            tally.evidence[item.client_id] = f"{self.evidence_dir.name}/{path.name}"
+            tally.add_named(item.client_id, item.reason, f"{self.evidence_dir.name}/{path.name}")
 
     def _log_round(self, cohort: CohortServer) -> None:
         names = [cohort.members[index].client_id for index in cohort.accepted]

@@ -39,6 +39,12 @@ class Tally:
     _up: dict[Place, int] = field(default_factory=lambda: defaultdict(int))
     _down: dict[Place, int] = field(default_factory=lambda: defaultdict(int))
 
+    def add_named(self, client_id: str, reason: str, evidence: str) -> None:
+        """A proven liar, once."""
+        if client_id not in self.evidence:
+            self.named.append((client_id, reason))
+        self.evidence[client_id] = evidence
+
     def add_time(self, stage: str, seconds: float) -> None:
         """Wall time of one stage."""
         self.seconds[str(stage)] = self.seconds.get(str(stage), 0.0) + seconds

@@ -74,6 +74,11 @@ def robust_notes(plan: Plan) -> tuple[str, ...]:
             f'Outliers: rule "{rule}" on {seen} rejects at most {max_suspects(plan, count)} of {count} clients a round; with more suspects the round '
             "is given up. What looks like an honest update in every measure of the rule is not found; its influence is that of an honest one."
         )
+    if rule == "fltrust":
+        lines.append(
+            f"The server's own {plan.robust.root_examples} trusted records steer every round without noise: no epsilon covers them. In a simulation they are "
+            "drawn from the clients' records."
+        )
     if plan.attack.name != "none":
         attacking = max(1, round(plan.attack.fraction * count))
         lines.append(

@@ -196,5 +196,7 @@ def _secagg_rules(plan: Plan) -> None:
         )
     if math.isinf(hiding_statement(plan)[0]):  # this and what it calls refuse numbers that break the protocol
         raise ConfigError(
-            f"{plan.secagg.sketch_rows} rows show nothing about the size of an update", field="secagg.sketch_rows", mend="use more: 64 do in most plans, 128 in all"
+            f"{plan.secagg.sketch_rows} rows show nothing about the size of an update",
+            field="secagg.sketch_rows",
+            mend="use more: 64 do in most plans, 128 in all",
         )

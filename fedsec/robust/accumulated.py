@@ -127,6 +127,8 @@ class ScreeningState:
             raise DecodeError(f"screening is not of the format {FORMAT!r}")
         count, width = len(fields["client_ids"]), fields["width"]
         try:
+            if width < 0:
+                raise ValueError("a width is at least 0")
             return cls(
                 client_ids=fields["client_ids"],
                 rounds=fields["rounds"],

@@ -74,7 +74,7 @@ _ALL = (
     ),
     RuleInfo(
         name="mad-filter",
-        summary="distance from the NNM + GM centre over median + 4 MAD, then the mean of the rest",
+        summary="distance from the NNM + GM centre over median + 5 robust deviations, then the mean of the rest",
         kind=Kind.SELECTION,
         paper="design note ROBUST; centre: arXiv 2302.01772",
         breakdown=f"{_MINORITY} for what is far out; below the edge, influence is bounded by it",

@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from fedsec.robust.base import Flags, Matrix, Vector
 
-DEVIATIONS = 4.0
-"""Robust standard deviations between the median residual and the edge."""
+DEVIATIONS = 5.0
+"""Robust standard deviations between the median and the edge. With 4, one honest update in 50 was over the edge under Dirichlet 0.5."""
 MARGIN = 0.25
 """Smallest distance between the median residual and the edge, as a share of the median."""
 MAD_TO_STDDEV = 1.4826

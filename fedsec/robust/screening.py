@@ -7,8 +7,8 @@ publicly known to the last digit, so it can be tested for:
 2. :mod:`fedsec.robust.spectrum`: do several clients agree on a direction that the others do not take?
 3. :mod:`fedsec.robust.accumulated`: do they over many rounds, or does one push on and on? That is a suspicion, not a rejection.
 
-At most ``view.num_byzantine`` clients are rejected; if the gate alone finds more, the round fails closed. The rule is deterministic and changes
-nothing that it is given.
+At most ``view.num_byzantine`` clients are rejected, those with the highest scores; if the gate alone finds more, the round fails closed. The rule is
+deterministic and changes nothing that it is given.
 
 Source: design note ROBUST, "Under DP noise: calibrated spectral screening"; documentation and figures: docs/screening.md.
 """
@@ -35,6 +35,7 @@ SUSPICION = "suspicion:"
 """Facts whose name begins so are suspicions over rounds, of the client id that follows."""
 
 _MOST_PASSES = 3
+_NEARLY = 0.99
 
 
 def screen(
@@ -57,7 +58,7 @@ def screen(
         The verdict, and the state for the next round. Scores of 1 and more are over the edge of a test; ``weights`` is None. ``failed`` is
         set where more than ``num_byzantine`` clients are outside the gate. Facts, lengths in noise units: ``least``, ``most`` (of a client of median
         size), ``typical_signal``, ``edge``, ``eigenvalue_1`` to ``_3``, ``crowded`` (clients on a side that is too full for a collusion), ``excess``
-        (clients over the edge beyond ``num_byzantine``), ``signal_seen``, ``room_with_noise``, ``room_without_noise``, ``room_over_rounds`` (see
+        (clients outside the gate beyond ``num_byzantine``), ``signal_seen``, ``room_with_noise``, ``room_without_noise``, ``room_over_rounds`` (see
         ``fedsec.robust.hiding_room``), ``within_rounds_edge``, ``within_rounds_eigenvalue``, ``over_rounds_edge``,
         ``over_rounds_eigenvalue`` (of the sums so far), and for each suspect ``suspicion:<client id>``, at least 1.
 
@@ -107,24 +108,30 @@ def _lifted(view: RoundView, rows: Matrix, lifted: Matrix | None, shrink: Vector
 def _judge(
     view: RoundView, gate: Gate, products: Matrix, sizes: Vector, settings: ScreeningSettings
 ) -> tuple[Vector, dict[int, str], dict[str, float]]:
-    """Gate, then directions among those inside it, again until nobody else stands out: scores, reasons by index, facts."""
+    """Gate, then directions among all, then again among those that are left: scores, reasons by index, facts.
+
+    Who is outside the gate has a voice in the first pass: colluders of whom some are outside it still agree with each other.
+    """
     scores = gate.scores.copy()
     reasons = {int(index): gate.reason(int(index)) for index in np.flatnonzero(scores >= 1)}
     facts = {"least": gate.least, "most": float(np.median(gate.most)), "typical_signal": gate.typical_signal, "crowded": 0.0}
+    facts["excess"] = float(max(0, len(reasons) - view.num_byzantine)) if view.num_byzantine else 0.0
+    kept, most = np.arange(view.num_clients), view.num_byzantine
     for _ in range(_MOST_PASSES):
-        kept = np.flatnonzero(scores < 1)
-        if len(reasons) >= view.num_byzantine or len(kept) < FEWEST_CLIENTS:
+        if most < 1 or len(kept) < FEWEST_CLIENTS:
             break
-        spectrum = _spectrum(view, products, sizes, kept, view.num_byzantine - len(reasons), settings)
+        spectrum = _spectrum(view, products, sizes, kept, most, settings)
         if "edge" not in facts:
             facts["edge"] = spectrum.edge
             facts |= {f"eigenvalue_{rank + 1}": float(value) for rank, value in enumerate(spectrum.eigenvalues[:3])}
         facts["crowded"] = max(facts["crowded"], float(spectrum.crowded))
+        found = {int(kept[index]): _direction_reason(spectrum, int(index), settings) for index in np.flatnonzero(spectrum.scores >= 1)}
         scores[kept] = np.maximum(scores[kept], spectrum.scores)
-        out = np.flatnonzero(spectrum.scores >= 1)
-        reasons |= {int(kept[index]): _direction_reason(spectrum, int(index), settings) for index in out}
-        if not len(out):
+        reasons = found | reasons
+        left = np.flatnonzero(scores < 1)
+        if len(left) == len(kept):
             break
+        kept, most = left, view.num_byzantine - len(reasons)
     return scores, reasons, facts
 
 
@@ -176,14 +183,15 @@ def _room(view: RoundView, products: Matrix, after: ScreeningState, settings: Sc
 
 
 def _verdict(view: RoundView, scores: Vector, reasons: dict[int, str], facts: dict[str, float]) -> Verdict:
-    """At most f are rejected, the highest scores first."""
+    """At most f are rejected, the highest scores first; what is over the edge beyond that counts as just under it."""
     over = sorted(reasons, key=lambda index: (-scores[index], index))
     accepted = np.ones(view.num_clients, dtype=np.bool_)
     accepted[over[: view.num_byzantine]] = False
-    facts["excess"] = float(max(0, len(over) - view.num_byzantine))
+    scores[over[view.num_byzantine :]] = _NEARLY
     failed = ""
-    if facts["excess"] and view.num_byzantine:
-        failed = f"{len(over)} of {view.num_clients} clients are over the edge, and at most {view.num_byzantine} can be hostile"
+    if facts["excess"]:
+        outside = view.num_byzantine + round(facts["excess"])
+        failed = f"{outside} of {view.num_clients} clients are outside the gate, and at most {view.num_byzantine} can be hostile"
     return Verdict(
         accepted=accepted,
         scores=scores,

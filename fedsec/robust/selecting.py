@@ -12,6 +12,7 @@ import numpy as np
 
 from fedsec.robust.base import Flags, Matrix, Vector
 from fedsec.robust.decision import (
+    DEVIATIONS,
     MAD_TO_STDDEV,
     ROUNDING,
     GramDecision,
@@ -30,9 +31,8 @@ TWINS = 0.25
 """Share of the usual distance between nearest neighbours below which two updates are twins."""
 NORM_SLACK = 1.0
 """How far over the norm threshold an update may be, as a share of it."""
-DIRECTION_DEVIATIONS = 5.0
-"""Robust standard deviations along a direction at which the spectral filter rejects; more than ``DEVIATIONS``, since the leading directions
-of few updates lean towards the most extreme of them."""
+IMPUTATIONS = 3
+"""Rounds in which the spectral filter finds the part of each squared norm that common directions explain."""
 DIRECTIONS = 3
 """Leading directions that the spectral filter looks at in each step."""
 
@@ -68,7 +68,7 @@ def multi_krum(gram: Matrix, *, num_byzantine: int, neighbours: int | None = Non
 def mad_filter(gram: Matrix, *, num_byzantine: int) -> GramDecision:
     """MAD filter: the mean of all updates whose distance from the NNM + GM centre is below the edge; at most f are rejected.
 
-    Score: ``||x_i - c|| / edge``, edge = median + max(4 * 1.4826 MAD, median / 4) of those distances, c from
+    Score: ``||x_i - c|| / edge``, edge = median + max(5 * 1.4826 MAD, median / 4) of those distances, c from
     :func:`~fedsec.robust.weighting.nnm_geometric_median`.
     Breakdown point: f < n/2 for what is far out; a hostile update below the edge stays, and moves the mean by at most edge/n. Cost: as NNM.
     Source: design note ROBUST; median and MAD as location and scale: Hampel 1974.
@@ -133,11 +133,11 @@ def find_twins(gram: Matrix, *, num_byzantine: int) -> Flags:
 def spectral_filter(gram: Matrix, *, num_byzantine: int, directions: int = DIRECTIONS) -> GramDecision:
     """Spectral filter: as :func:`mad_filter`, and reject also who agrees with others on a direction that most do not take; mean of the rest.
 
-    Step, over the updates still accepted: the leading eigenvectors of the centred Gram matrix, its diagonal replaced by the means of its
-    rows, say how far each update p_i goes along a direction together with others. Its own norm plays no part, or every long honest update
-    would be a direction of its own. Score ``|p_i - median p| / (5 max(1.4826 MAD p, u))``, u the deviation along a typical direction (from
-    the median of the positive eigenvalues); the largest over the directions, and over the score of :func:`mad_filter`. Scores of 1 and more
-    are rejected, at most f in all. Ends when a step rejects nobody.
+    Step, over the updates still accepted: the leading eigenvectors of the centred Gram matrix, of its diagonal only what common directions
+    explain, give each update its coordinate p_i along each direction, its product with itself left out: what counts is how far it goes
+    together with others. Score ``|p_i - median p| / (5 max(1.4826 MAD p, u))``, u the deviation along a typical direction (from the median
+    of the positive eigenvalues); the largest over the directions, and over the score of :func:`mad_filter`. Scores of 1 and more are
+    rejected, at most f in all. Ends when a step rejects nobody.
     Breakdown point: f < n/2 for what is far out. Cost: n³ a step, at most f + 1 steps.
     Papers: Shejwalkar, Houmansadr, NDSS 2021 (DnC: fixed number, random coordinates); Allouah et al., arXiv 2505.01874 (CAF: weights).
     Here: all coordinates, several directions, no diagonal, and a number that the updates decide.
@@ -160,25 +160,44 @@ def spectral_filter(gram: Matrix, *, num_byzantine: int, directions: int = DIREC
 
 
 def _agreement(gram: Matrix, directions: int) -> Vector:
-    """How far each update goes with others along the leading directions, in multiples of the edge."""
+    """How far each update goes along the leading directions because of others, in multiples of the edge.
+
+    An update's coordinate along a direction is its products with all updates, weighted; its product with itself is left out here, but for
+    what the other leading directions explain of that: else a long update would make a direction and lie far out along it.
+    """
     count = len(gram)
-    norms = np.diagonal(gram)
-    centred = gram.copy()
-    np.fill_diagonal(centred, (gram.sum(axis=1) - norms) / max(1, count - 1))
-    centred -= centred.mean(axis=0)
+    shared = _shared_products(gram, directions + 1)
+    centred = shared - shared.mean(axis=0)
     centred -= centred.mean(axis=1, keepdims=True)
     values, vectors = np.linalg.eigh((centred + centred.T) / 2.0)
-    least = ROUNDING**2 * max(float(np.median(norms)), float(values[-1]))
+    least = ROUNDING**2 * max(float(np.median(np.diagonal(gram))), float(values[-1]))
     positive = values[values > least]
-    if not len(positive):
-        return np.zeros(count)
     leading = min(directions, len(positive))
-    along = vectors[:, -leading:] * np.sqrt(values[-leading:])
+    if not leading:
+        return np.zeros(count)
+    chosen, variances = vectors[:, -leading:], values[-leading:]
+    explained = chosen**2 * variances
+    own = np.diagonal(centred)[:, None] - explained.sum(axis=1, keepdims=True) + explained
+    along = chosen * (variances - own) / np.sqrt(variances)
     away = np.abs(along - np.median(along, axis=0))
     typical = math.sqrt(float(np.median(positive)) / count)
     spread = np.maximum(MAD_TO_STDDEV * np.median(away, axis=0), typical)
-    scores: Vector = np.max(away / (DIRECTION_DEVIATIONS * spread), axis=1)
+    scores: Vector = np.max(away / (DEVIATIONS * spread), axis=1)
     return scores
+
+
+def _shared_products(gram: Matrix, rank: int) -> Matrix:
+    """The Gram matrix with a diagonal that holds only what ``rank`` common directions explain of it.
+
+    Starts with the means of the rows, then takes the diagonal of the best approximation of that rank, again and again.
+    Paper: Zhang, Cai, Wu, Annals of Statistics 2022, arXiv 1810.08316 (HeteroPCA).
+    """
+    shared = gram.copy()
+    np.fill_diagonal(shared, (gram.sum(axis=1) - np.diagonal(gram)) / max(1, len(gram) - 1))
+    for _ in range(IMPUTATIONS):
+        values, vectors = np.linalg.eigh(shared)
+        np.fill_diagonal(shared, (vectors[:, -rank:] ** 2) @ np.maximum(values[-rank:], 0.0))
+    return shared
 
 
 def _by_krum_scores(gram: Matrix, num_byzantine: int, neighbours: int | None, kept: int) -> GramDecision:

@@ -7,7 +7,8 @@
 4. Along an eigenvector e, ``λ e_i`` is the inner product of row i with a combination of the *other* rows: under noise it is normal, of known
    deviation. In sum form honest signal grows with the declared batch size, so each place is compared with a line through the origin over the
    sizes; the deviation is robust, never under one noise unit, and wider for large clients, whose differences grow as well.
-5. A side with more than f clients on it is no collusion of at most f: nobody on it is rejected.
+5. A side with more than f clients on it is no collusion of at most f: nobody on it is rejected, unless a group of at most f stands twice as far out
+   as all others.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ SIZE_DIFFERENCE = 0.5
 
 _WEIGHT_CAP = 3.0
 _NEARLY = 0.99
+_APART = 2.0
 _LEAST_SHARE = 0.25
 
 
@@ -130,17 +132,18 @@ def standing_out(places: Vector, sizes: Vector, *, most: int, deviations: float,
     everybody = deviations_from(np.ones(len(places), dtype=np.bool_), places, sizes, difference)
     order = np.argsort(-everybody, kind="stable")
     scores: Vector = np.minimum(everybody / deviations, _NEARLY)
-    for count in range(1, most + 2):
-        if count > len(order) // 2:
-            break
+    apart = scores.copy()
+    for count in range(1, min(most + 1, len(order) // 2) + 1):
         rest = np.ones(len(places), dtype=np.bool_)
         rest[order[:count]] = False
         relative = deviations_from(rest, places, sizes, difference) / deviations
-        if not (relative[~rest] >= 1).all():
+        if relative[~rest].min() < 1:
             continue
         if count > most:
-            return np.minimum(scores, _NEARLY), count
+            return apart, count
         scores[~rest] = np.maximum(scores[~rest], relative[~rest])
+        if relative[rest].max() <= relative[~rest].min() / _APART:
+            apart[~rest] = np.maximum(apart[~rest], relative[~rest])
     return scores, 0
 
 

@@ -209,6 +209,15 @@ def test_a_round_in_which_every_client_refuses_aborts_with_the_first_reason(tmp_
         run_loop(tmp_path, client_app(), faults=broken)
 
 
+def test_with_one_client_asked_by_lot_its_error_costs_that_round_and_not_the_run(tmp_path):
+    plan = plan_with("federation.fraction=0.17", "federation.min_clients=1", "federation.rounds=6")
+    broken = FaultPlan(faults=(Fault(kind=FaultKind.ERROR, partition=0, message_type="train"),))
+    rows, outcome = run_loop(tmp_path, client_app(), plan, faults=broken)
+    assert outcome["finished"]
+    assert [row.num_selected for row in rows] == [1] * 6
+    assert {row.num_valid for row in rows} == {0, 1}
+
+
 def test_a_silent_client_costs_the_deadline_and_no_more(tmp_path):
     gone = FaultPlan(faults=(Fault(kind=FaultKind.DROP, partition=2, server_round=1, message_type="train"),))
     rows, outcome = run_loop(tmp_path, client_app(), plan_with("federation.round_timeout_s=0.5"), faults=gone)

@@ -67,14 +67,16 @@ def test_a_filter_rejects_at_most_f_the_worst_first(rule):
 
 
 def test_the_spectral_filter_finds_colluders_behind_two_honest_groups():
-    """The first direction parts two honest groups; the colluders show in the second."""
+    """The first direction parts two honest groups; colluders of both show in the second, and are no farther out than others."""
+    colluders = [0, 1, 15, 16]
     x = points(30, 100, 3) * 0.3
     x[:15, 0] += 10
     x[15:, 0] -= 10
-    x[:4, 1] += 10
+    x[colluders, 1] += 6
     decision = spectral_filter(gram(x), num_byzantine=5)
-    assert not decision.accepted[:4].any()
-    assert decision.accepted[4:].all()
+    assert np.flatnonzero(~decision.accepted).tolist() == colluders
+    assert mad_filter(gram(x), num_byzantine=5).accepted.all()
+    assert spectral_filter(gram(x), num_byzantine=5, directions=1).accepted.all()
 
 
 def test_the_norm_gate_rejects_what_the_distance_alone_lets_pass():
