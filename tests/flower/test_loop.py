@@ -211,7 +211,7 @@ def test_a_round_in_which_every_client_refuses_aborts_with_the_first_reason(tmp_
 
 def test_with_one_client_asked_by_lot_its_error_costs_that_round_and_not_the_run(tmp_path):
     plan = plan_with("federation.fraction=0.17", "federation.min_clients=1", "federation.rounds=6")
-    broken = FaultPlan(faults=(Fault(kind=FaultKind.ERROR, partition=0, message_type="train"),))
+    broken = FaultPlan(faults=tuple(Fault(kind=FaultKind.ERROR, partition=p, message_type="train") for p in (0, 1, 2)))
     rows, outcome = run_loop(tmp_path, client_app(), plan, faults=broken)
     assert outcome["finished"]
     assert [row.num_selected for row in rows] == [1] * 6
