@@ -41,6 +41,7 @@ PATIENCE_S = 20.0
 AGREEMENT = 1e-5
 NEAREST_TO_MEDIAN = ("MeaMed", "Bulyan")
 TIES = 1e-5
+ROUNDING = 2.0**-24
 MEMORY = 2.0
 HERE = Path(__file__).parent
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -114,9 +115,9 @@ def measure_rule(rule: str, ways: list[Way], size: str, rounds: int) -> Iterator
 
 
 def difference(rule: str, ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Of the results of a rule; see the module."""
+    """Of the results of a rule, see the module; not below the rounding of float32."""
     apart = np.sort(np.abs(ours - theirs))
-    return float(apart[-1 - (int(TIES * len(apart)) if rule in NEAREST_TO_MEDIAN else 0)])
+    return max(ROUNDING, float(apart[-1 - (int(TIES * len(apart)) if rule in NEAREST_TO_MEDIAN else 0)]))
 
 
 def measure_memory(rules: list[str], size: str) -> Row:

@@ -3,7 +3,8 @@
 1. Searches run against the very rule that the server runs. On sketches they run against sketches of the attackers' own: R is drawn after the uploads
    are fixed, so nobody can know it; a Gaussian projection to as many numbers stands for it.
 2. Against FLTrust they know the server's root update too. Against rules on coordinates they search as if the rule were the mean.
-3. Disguised colluders add noise, each its own, as long as the median honest residual: they send the same no longer, and push as hard.
+3. Disguised colluders add noise, each its own, as long as the median honest residual: they send the same no longer, and push as hard. Their searches
+   count that noise in.
 """
 
 from __future__ import annotations
@@ -86,9 +87,8 @@ class Crew:
         return sent
 
     def _disguise(self, honest: Floats) -> Floats:
-        residuals = np.linalg.norm(honest - honest.mean(axis=0), axis=1)
         noise = self.generator.standard_normal((int(np.count_nonzero(self.attacking)), honest.shape[1]), dtype=np.float32)
-        return noise * np.float32(np.median(residuals) / np.sqrt(honest.shape[1]))
+        return noise * np.float32(_typical_residual(honest) / np.sqrt(honest.shape[1]))
 
     def _knowledge(self, updates: Floats, server_round: int, root: Vector | None) -> Knowledge:
         size = self.settings.batch_size
@@ -118,8 +118,12 @@ class Crew:
             self.generator.standard_normal((self.settings.num_clients, rows)) / np.sqrt(rows) if self.settings.mode == "sketch" else None
         )
 
+        noise = np.zeros(self.settings.num_clients)
+        if self.settings.disguised:
+            noise[len(honest) :] = _typical_residual(honest) ** 2
+
         def weights(gram: Matrix) -> Vector:
-            values, vectors = np.linalg.eigh(gram)
+            values, vectors = np.linalg.eigh(gram + np.diag(noise))
             points = vectors * np.sqrt(np.maximum(values, 0.0))
             seen = points if projection is None else points @ projection
             return believed_rule(self.settings, view_of(self.settings, seen, dimension=seen.shape[1]))
@@ -140,3 +144,8 @@ class Crew:
             return fltrust(gram, root_products=products, root_norm=float(np.linalg.norm(root))).weights
 
         return weights
+
+
+def _typical_residual(honest: Floats) -> float:
+    """Median distance of the honest updates from their mean."""
+    return float(np.median(np.linalg.norm(honest - honest.mean(axis=0), axis=1)))

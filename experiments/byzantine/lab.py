@@ -107,7 +107,8 @@ class _Run:
         """The server's own records, drawn from the training records; clients keep theirs."""
         if self.settings.rule not in RULES or not RULES[self.settings.rule].needs_root:
             return None
-        return self.root_batches.choice(len(self.data.dataset.y), size=self.settings.root_examples, replace=False)
+        drawn: npt.NDArray[np.int64] = self.root_batches.choice(len(self.data.dataset.y), size=self.settings.root_examples, replace=False)
+        return drawn
 
     def _root_update(self) -> Vector | None:
         if self.root_records is None:

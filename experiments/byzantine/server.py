@@ -105,7 +105,7 @@ def sketched(
     """Whitened sketches of encoded updates under a fresh R, in units of the update: float64 [n, k]."""
     matrix = SketchMatrix(seed=generator.bytes(32), num_rows=settings.sketch_rows, dimension=point.dimension)
     products = matrix.row_products().astype(np.float64) if needs_row_gram(settings.sketch_rows, point.dimension) else None
-    return whiten(matrix.product_many(encoded), dimension=point.dimension, rrt=products) / point.scale
+    return whiten(matrix.product_many(list(encoded)), dimension=point.dimension, rrt=products) / point.scale
 
 
 def believed_rule(settings: Settings, view: RoundView) -> Vector:

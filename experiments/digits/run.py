@@ -83,7 +83,7 @@ def summary_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def rejection_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean over seeds of each figure of rejection; None where it is not defined in some seed."""
-    reports = [row["result"]["rejection"] or {} for row in rows]
+    reports = [row["result"].get("rejection") or {} for row in rows]
     figures: dict[str, Any] = {}
     for key in ("precision", "recall", "auc", "honest_rate", "worst_honest_rate", "rounds_to_detection"):
         values = [report.get(key) for report in reports]
@@ -108,10 +108,10 @@ def table_of(content: dict[str, Any]) -> str:
         figures = [f"{float(line[key]):.3g}" for key in ("epsilon_prv", "epsilon_rdp", "noise_multiplier")] if private else ["∞", "∞", "0"]
         seeds = ", ".join(f"{accuracy:.3f}" for accuracy in line["accuracies"])
         found = ["–" if line[key] is None else f"{line[key]:.3f}" for key in ("precision", "recall", "honest_rate")]
-        rows.append([names[arm], *figures, f"**{line['mean']:.3f}**{spread}", seeds, *found, f"{line['slowest_wall_s']:.0f} s"])
+        rows.append([names[arm], *figures, f"**{line['mean']:.3f}**{spread}", seeds, *found])
     majority = next(iter(content["summary"].values()))["majority"]
-    rows.append(["majority class", "–", "–", "–", f"{majority:.3f}", "", "", "", "", ""])
-    return markdown_table(["", "ε (PRV)", "ε (RDP)", "σ", "accuracy, 95 % over seeds", "each seed", "precision", "recall", "honest rejected", "slowest run"], rows)
+    rows.append(["majority class", "–", "–", "–", f"{majority:.3f}", "", "", "", ""])
+    return markdown_table(["", "ε (PRV)", "ε (RDP)", "σ", "accuracy, 95 % over seeds", "each seed", "precision", "recall", "honest rejected"], rows)
 
 
 def main() -> None:

@@ -80,9 +80,10 @@ def _honest() -> Iterator[tuple[Setting, Arm, str]]:
         for num_rows in (128, 256, 0):
             base = Setting(epsilon=epsilon, num_rows=num_rows)
             for alpha in (1.0, 0.3, 0.1):
-                yield from ((replace(base, alpha=alpha, per_client=sizes), NOBODY, DEFENDED) for sizes in (False, True))
+                settings = [replace(base, alpha=alpha, per_client=sizes) for sizes in (False, True)]
+                yield from ((setting, NOBODY, defence) for setting in settings for defence in SCREENED)
             large = replace(base, per_client=True, large_share=0.55)
-            yield from ((large, arm, defence) for arm in (NOBODY, FLIP_5_NOISE) for defence in (UNDEFENDED, DEFENDED))
+            yield from ((large, arm, defence) for arm in (NOBODY, FLIP_5_NOISE) for defence in ALL)
 
 
 def _sweep() -> Iterator[tuple[Setting, Arm, str]]:
