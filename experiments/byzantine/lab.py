@@ -113,7 +113,8 @@ class _Run:
     def _root_update(self) -> Vector | None:
         if self.root_records is None:
             return None
-        return self._train([self.root_records], self.root_batches, None)[0].astype(np.float64)
+        update: Vector = self._train([self.root_records], self.root_batches, None)[0].astype(np.float64)
+        return update
 
     def _judge(self, server_round: int, outcome: Outcome) -> None:
         active = self.attacking & (server_round >= self.settings.first_round)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,10 @@ from fedsec.robust.whitening import lift, whiten
 
 Flags = npt.NDArray[np.bool_]
 
-UNDEFENDED, DEFENDED, AT_ONCE, HONEST_ONLY = "undefended", "defended", "suspects out at once", "honest only"
-"""Nobody is rejected; screening and reputation as the product has them; screening, and who is suspect sits out the same round; the attackers are not there."""
+UNDEFENDED, DEFENDED, HONEST_ONLY = "undefended", "defended", "honest only"
+PROMPT, AT_ONCE = "suspicion counts 3", "suspects out at once"
+"""Nobody is rejected; screening and reputation as the product has them; the attackers are not there. And two ways to act on suspicions faster: as many points in
+reputation as a rejection has; and whoever is suspect sits out the same round."""
 
 
 @dataclass(kw_only=True)
@@ -50,7 +52,10 @@ class _Run:
     suspected: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.reputation = Reputation.initial(ReputationSettings(num_byzantine=self.most))
+        settings = ReputationSettings(num_byzantine=self.most)
+        if self.defence == PROMPT:
+            settings = replace(settings, suspected_points=settings.rejected_points)
+        self.reputation = Reputation.initial(settings)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -98,7 +103,7 @@ def run(setting: Setting, arm: Arm, defence: str, *, most: int | None = None) ->
     Args:
         setting: data, privacy, view.
         arm: attack.
-        defence: one of the four above.
+        defence: one of the five above.
         most: f of the rule; default: a quarter of the clients, as in a plan.
     """
     federation = build(setting)
@@ -111,7 +116,7 @@ def run(setting: Setting, arm: Arm, defence: str, *, most: int | None = None) ->
     for server_round in range(1, rounds + 1):
         updates, sizes = _updates(state, arm, crew, model, server_round)
         counted, verdict = ~hostile if defence == HONEST_ONLY else np.ones(count, dtype=np.bool_), None
-        if defence in (DEFENDED, AT_ONCE):
+        if defence in (DEFENDED, PROMPT, AT_ONCE):
             counted, verdict = state.accepted(updates, sizes, server_round)
             outcome.failed_rounds += bool(verdict.failed)
         if verdict is not None and server_round > 1:

@@ -26,7 +26,7 @@ from experiments.screening.arms import EXTRA, FLIP_2_NOISE, FLIP_5_NOISE, LABEL_
 from experiments.screening.lab import Setting
 from experiments.screening.noise import false_alarms
 from experiments.screening.picture import draw
-from experiments.screening.rounds import AT_ONCE, DEFENDED, HONEST_ONLY, UNDEFENDED, Outcome, run
+from experiments.screening.rounds import AT_ONCE, DEFENDED, HONEST_ONLY, PROMPT, UNDEFENDED, Outcome, run
 from experiments.seeded_runs import markdown_table, replace_block, student_interval
 from fedsec.files import atomic_write_json, atomic_write_text
 
@@ -93,7 +93,17 @@ def _sweep() -> Iterator[tuple[Setting, Arm, str]]:
             yield from ((Setting(epsilon=epsilon), fixed(amplitude, own_noise=True), defence) for defence in ALL)
 
 
-_PARTS = {"main": _main, "extra": _extra, "rows": _rows, "honest": _honest, "sweep": _sweep}
+def _pace() -> Iterator[tuple[Setting, Arm, str]]:
+    extra = {arm.name: arm for arm in EXTRA}
+    arms = (NOBODY, fixed(6.0, own_noise=True), fixed(10.0, own_noise=True), extra["orthogonal noise"], extra["frame 12 + noise"])
+    for num_rows in (128, 256):
+        for epsilon in (8.0, 2.0):
+            for alpha in (1.0, 0.3, 0.1):
+                setting = Setting(epsilon=epsilon, alpha=alpha, num_rows=num_rows)
+                yield from ((setting, arm, defence) for arm in arms for defence in (DEFENDED, PROMPT, AT_ONCE))
+
+
+_PARTS = {"main": _main, "extra": _extra, "rows": _rows, "honest": _honest, "sweep": _sweep, "pace": _pace}
 PARTS = tuple(_PARTS)
 
 
@@ -122,9 +132,9 @@ def row_of(cell: Cell, outcomes: list[Outcome]) -> dict[str, Any]:
         "honest_rejected_by_rule": by_rule / (rejected + kept) if rejected + kept else None,
         "worst_honest": max(o.worst_honest for o in outcomes),
         "failed_rounds": sum(o.failed_rounds for o in outcomes),
-        "first_suspected": statistics.fmean(suspected) if suspected and cell.defence in SCREENED else None,
+        "first_suspected": statistics.fmean(suspected) if suspected and cell.defence not in (UNDEFENDED, HONEST_ONLY) else None,
         "honest_suspects": sum(o.honest_suspects for o in outcomes),
-        "facts_of_last_round": outcomes[0].facts,
+        "facts_of_last_round": {name: round(value, 2) for name, value in outcomes[0].facts.items()} if cell.part == "main" else {},
     }
 
 
@@ -211,6 +221,12 @@ def page_of(content: dict[str, Any]) -> str:
     parts.append("### More attacks, made against this rule")
     parts += [attack_table(rows, "extra", name) for name in dict.fromkeys(row["name"] for row in rows if row["part"] == "extra")]
     parts += ["### Sketch sizes", small_table(rows, "rows"), "### Honest clients", small_table(rows, "honest")]
+    parts += [
+        "### How fast to act on a suspicion",
+        small_table(rows, "pace"),
+        "### A push of growing amplitude",
+        small_table(rows, "sweep"),
+    ]
     alarms = [
         [str(a["clients"]), str(a["columns"]), f"{a['edge']:.0f}", f"{a['top_99']:.0f}", f"{100 * a['over_edge']:.2f} %",
          f"{100 * a['gate']:.3f} %", f"{100 * a['rejected']:.3f} %", f"{100 * a['suspected']:.3f} %"]

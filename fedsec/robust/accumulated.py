@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +26,6 @@ from fedsec.jsonfields import INTEGER, TEXT, list_of, read_object
 from fedsec.robust.base import Matrix, Vector
 from fedsec.robust.levels import FEWEST_CLIENTS, ScreeningSettings
 from fedsec.robust.spectrum import outlying
-from fedsec.robust.tails import spectral_edge
 
 FORMAT = "fedsec/screening/v1"
 MOST_LIFTED = 1 << 22
@@ -219,13 +217,7 @@ def suspicions(
     for name, view in views.items():
         matrix, columns = view(judged)
         spectrum = outlying(
-            matrix / np.outer(larger, larger),
-            np.minimum(sizes, 1.0),
-            edge=spectral_edge(len(judged), columns, settings.edge_tail) / math.sqrt(columns),
-            unit=1.0,
-            columns=columns,
-            most=most,
-            deviations=settings.deviations,
+            matrix / np.outer(larger, larger), np.minimum(sizes, 1.0), unit=1.0, columns=columns, most=most, settings=settings
         )
         facts |= {f"{name}_rounds_edge": spectrum.edge, f"{name}_rounds_eigenvalue": float(spectrum.eigenvalues[0])}
         scores = np.maximum(scores, spectrum.scores)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
 from fedsec.errors import ConfigError
 from fedsec.robust.accumulated import MOST_LIFTED, ScreeningState, suspicions
@@ -27,15 +26,12 @@ from fedsec.robust.gate import Gate, gate_of
 from fedsec.robust.hiding_room import hiding_room
 from fedsec.robust.levels import DEFAULT_SETTINGS, FEWEST_CLIENTS, ScreeningSettings
 from fedsec.robust.spectrum import Spectrum, outlying
-from fedsec.robust.tails import spectral_edge
+from fedsec.robust.standing_out import NEARLY
 
 __all__ = ["DEFAULT_SETTINGS", "SUSPICION", "ScreeningSettings", "ScreeningState", "screen"]
 
 SUSPICION = "suspicion:"
 """Facts whose name begins so are suspicions over rounds, of the client id that follows."""
-
-_MOST_PASSES = 3
-_NEARLY = 0.99
 
 
 def screen(
@@ -108,48 +104,25 @@ def _lifted(view: RoundView, rows: Matrix, lifted: Matrix | None, shrink: Vector
 def _judge(
     view: RoundView, gate: Gate, products: Matrix, sizes: Vector, settings: ScreeningSettings
 ) -> tuple[Vector, dict[int, str], dict[str, float]]:
-    """Gate, then directions among all, then again among those that are left: scores, reasons by index, facts.
-
-    Who is outside the gate has a voice in the first pass: colluders of whom some are outside it still agree with each other.
-    """
+    """Gate and directions: scores, reasons by index, facts."""
     scores = gate.scores.copy()
-    reasons = {int(index): gate.reason(int(index)) for index in np.flatnonzero(scores >= 1)}
-    facts = {"least": gate.least, "most": float(np.median(gate.most)), "typical_signal": gate.typical_signal, "crowded": 0.0}
+    outside = scores >= 1
+    reasons = {int(index): gate.reason(int(index)) for index in np.flatnonzero(outside)}
+    facts = {"least": gate.least, "most": float(np.median(gate.most)), "typical_signal": gate.typical_signal}
     facts["excess"] = float(max(0, len(reasons) - view.num_byzantine)) if view.num_byzantine else 0.0
-    kept, most = np.arange(view.num_clients), view.num_byzantine
-    for _ in range(_MOST_PASSES):
-        if most < 1 or len(kept) < FEWEST_CLIENTS:
-            break
-        spectrum = _spectrum(view, products, sizes, kept, most, settings)
-        if "edge" not in facts:
-            facts["edge"] = spectrum.edge
-            facts |= {f"eigenvalue_{rank + 1}": float(value) for rank, value in enumerate(spectrum.eigenvalues[:3])}
-        facts["crowded"] = max(facts["crowded"], float(spectrum.crowded))
-        found = {int(kept[index]): _direction_reason(spectrum, int(index), settings) for index in np.flatnonzero(spectrum.scores >= 1)}
-        scores[kept] = np.maximum(scores[kept], spectrum.scores)
-        reasons = found | reasons
-        left = np.flatnonzero(scores < 1)
-        if len(left) == len(kept):
-            break
-        kept, most = left, view.num_byzantine - len(reasons)
-    return scores, reasons, facts
-
-
-def _spectrum(
-    view: RoundView, products: Matrix, sizes: Vector, kept: npt.NDArray[np.intp], most: int, settings: ScreeningSettings
-) -> Spectrum:
+    if view.num_byzantine < 1 or view.num_clients < FEWEST_CLIENTS:
+        return scores, reasons, facts
     columns = view.vectors.shape[1]
-    inner = products[np.ix_(kept, kept)]
+    inner = products.copy()
     np.fill_diagonal(inner, 0.0)
-    return outlying(
-        inner,
-        sizes[kept],
-        edge=spectral_edge(len(kept), columns, settings.edge_tail),
-        unit=math.sqrt(columns),
-        columns=columns,
-        most=most,
-        deviations=settings.deviations,
+    spectrum = outlying(
+        inner, sizes, unit=math.sqrt(columns), columns=columns, most=view.num_byzantine, settings=settings, left_out=outside
     )
+    found = np.flatnonzero(spectrum.scores >= 1)
+    reasons = {int(index): _direction_reason(spectrum, int(index), settings) for index in found} | reasons
+    facts |= {"edge": spectrum.edge, "crowded": float(spectrum.crowded)}
+    facts |= {f"eigenvalue_{rank + 1}": float(value) for rank, value in enumerate(spectrum.eigenvalues[:3])}
+    return np.maximum(scores, spectrum.scores), reasons, facts
 
 
 def _direction_reason(spectrum: Spectrum, index: int, settings: ScreeningSettings) -> str:
@@ -187,7 +160,7 @@ def _verdict(view: RoundView, scores: Vector, reasons: dict[int, str], facts: di
     over = sorted(reasons, key=lambda index: (-scores[index], index))
     accepted = np.ones(view.num_clients, dtype=np.bool_)
     accepted[over[: view.num_byzantine]] = False
-    scores[over[view.num_byzantine :]] = _NEARLY
+    scores[over[view.num_byzantine :]] = NEARLY
     failed = ""
     if facts["excess"]:
         outside = view.num_byzantine + round(facts["excess"])

@@ -8,10 +8,13 @@
    smaller f, the more a single length counts).
 3. Rejected are those of the offending group that pull at least half as much as its average member; then the rest is judged again, with as
    many as may still be rejected. A lone update far out is a group of its own.
-4. Below the edge, influence is bounded by it: at most f/n times the edge.
+4. Colluders longer than a typical residual join the longest sum of everybody, and so lift the median that they are held against. Groups of
+   ``CROWD`` and more, which could hide that way, are therefore also compared with the sums of the others among themselves. That edge is wide: a
+   narrow one can be turned against the honest, since the centre sinks into a point at which f colluders sit, and then the honest look far out.
+5. What is accepted is bounded: seen, f colluders pass up to about one typical residual each where f is under ``CROWD``, and up to about one and a
+   half above.
 
-Limits: clients that share a rare class are a group too, and can be rejected under strong skew. With f over about a quarter of n, colluders
-between one and three typical residuals long join everybody's longest sum, and the ratio to the median shrinks.
+Limits: clients that share a rare class are a group too, and can be rejected under strong skew. Under the edge nothing is told apart.
 
 Source: ours, after the influence bound of Karimireddy et al., ICLR 2022 (arXiv 2006.09365), section 3; centre: arXiv 2405.14432, 2302.01772.
 """
@@ -29,6 +32,10 @@ GROUP_EDGE = 1.25
 """How far over the median sum a group of many may pull."""
 LONE_EDGE = 0.85
 """What the edge of a lone update has beside that; groups of f have ``1 / f**2`` of it: their lengths average out."""
+CROWD = 6
+"""Size from which on a group's share in the longest sum of others hides it: ``f / (f - 1)`` is below ``GROUP_EDGE``."""
+CROWD_EDGE = 3.0
+"""How far over the median sum of the others among themselves such a group may pull."""
 LENGTH_EDGE = 3.5
 """How many median residuals long a single update may be."""
 LEAST_PULL = 0.5
@@ -38,10 +45,8 @@ LEAST_PULL = 0.5
 def group_filter(gram: Matrix, *, num_byzantine: int) -> GramDecision:
     """Mean of all updates that are in no group of f which pulls too far; at most f are rejected.
 
-    Score: longest sum of a group of f around the client, over edge times the median of these sums; of those rejected: the score of the
-    group that they were rejected with.
-    Breakdown point: f < n/2 for what is far out; below the edge, f colluders move the mean by at most f/n times the edge. Cost: f n² a step, at
-    most f + 1 steps.
+    Score: longest sum of a group of f around the client, over the edge; of those rejected: the score of the group that they were rejected with.
+    Breakdown point: f < n/2 for what is far out; what is below the edge stays, see rule 5 of the module. Cost: f n² a step, at most f + 1 steps.
 
     >>> group_filter(np.diag([1.0, 1.0, 1.0, 1e6]), num_byzantine=1).accepted
     array([ True,  True,  True, False])
@@ -109,7 +114,12 @@ def _judge(gram: Matrix, left: int, *, fallback: int) -> tuple[Vector, Flags, fl
     lengths = np.sqrt(np.maximum(np.diagonal(products), 0.0))
     least = ROUNDING * float(np.sqrt(max(float(np.median(np.diagonal(gram))), 0.0)))
     sums, members = longest_sums(products, size)
-    by_group = sums / _positive(edge_of(size) * max(float(np.median(sums)), least))
+    edge = edge_of(size) * max(float(np.median(sums)), least)
+    if size >= CROWD:
+        others = ~members[int(sums.argmax())]
+        among = longest_sums(products[np.ix_(others, others)], min(size, int(np.count_nonzero(others))))[0]
+        edge = min(edge, CROWD_EDGE * max(float(np.median(among)), least))
+    by_group = sums / _positive(edge)
     by_length = lengths / _positive(LENGTH_EDGE * max(float(np.median(lengths)), least))
     scores: Vector = np.maximum(by_group, by_length)
     if not left or not scores.max() >= 1.0:

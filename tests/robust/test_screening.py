@@ -113,11 +113,11 @@ def test_a_push_that_is_weak_in_each_round_becomes_a_suspicion_and_no_rejection(
 def test_never_more_than_f_whatever_is_sent(seed, kinds, most):
     count = len(kinds)
     rows = noise(seed, count, 32)
-    for row, kind in zip(rows, kinds, strict=True):
-        row += {"push": 30.0, "back": -30.0}.get(kind, 0.0) * np.eye(1, 32)[0]
-        row *= {"nothing": 0.0, "huge": 1e30}.get(kind, 1.0)
+    for place, kind in enumerate(kinds):
+        rows[place, 0] += {"push": 30.0, "back": -30.0}.get(kind, 0.0)
+        rows[place] *= {"nothing": 0.0, "huge": 1e30}.get(kind, 1.0)
         if kind == "copy":
-            row[:] = rows[0]
+            rows[place] = rows[0]
     most = min(most, (count - 1) // 2)
     verdict, _ = screen(view_of(rows, most=most))
     out = ~verdict.accepted
