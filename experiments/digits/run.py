@@ -111,7 +111,9 @@ def table_of(content: dict[str, Any]) -> str:
         rows.append([names[arm], *figures, f"**{line['mean']:.3f}**{spread}", seeds, *found])
     majority = next(iter(content["summary"].values()))["majority"]
     rows.append(["majority class", "–", "–", "–", f"{majority:.3f}", "", "", "", ""])
-    return markdown_table(["", "ε (PRV)", "ε (RDP)", "σ", "accuracy, 95 % over seeds", "each seed", "precision", "recall", "honest rejected"], rows)
+    return markdown_table(
+        ["", "ε (PRV)", "ε (RDP)", "σ", "accuracy, 95 % over seeds", "each seed", "precision", "recall", "honest rejected"], rows
+    )
 
 
 def main() -> None:

@@ -221,12 +221,9 @@ def page_of(content: dict[str, Any]) -> str:
     parts.append("### More attacks, made against this rule")
     parts += [attack_table(rows, "extra", name) for name in dict.fromkeys(row["name"] for row in rows if row["part"] == "extra")]
     parts += ["### Sketch sizes", small_table(rows, "rows"), "### Honest clients", small_table(rows, "honest")]
-    parts += [
-        "### How fast to act on a suspicion",
-        small_table(rows, "pace"),
-        "### A push of growing amplitude",
-        small_table(rows, "sweep"),
-    ]
+    if any(row["part"] == "pace" for row in rows):
+        parts += ["### How fast to act on a suspicion", small_table(rows, "pace")]
+    parts += ["### A push of growing amplitude", small_table(rows, "sweep")]
     alarms = [
         [str(a["clients"]), str(a["columns"]), f"{a['edge']:.0f}", f"{a['top_99']:.0f}", f"{100 * a['over_edge']:.2f} %",
          f"{100 * a['gate']:.3f} %", f"{100 * a['rejected']:.3f} %", f"{100 * a['suspected']:.3f} %"]
