@@ -1,7 +1,7 @@
 """The attackers of the lab: the project's own catalogue with all that omniscient attackers may know, the server's rule among it.
 
 1. Searches run against the very rule that the server runs. On sketches they run against sketches of the attackers' own: R is drawn after the uploads
-   are fixed, so nobody can know it; a Gaussian projection to as many numbers stands for it.
+   are fixed, so nobody can know it; a Gaussian projection to as many numbers stands for it, or the mean over several.
 2. Against FLTrust they know the server's root update too. Against rules on coordinates they search as if the rule were the mean.
 3. Disguised colluders add noise, each its own, as long as the median honest residual: they send the same no longer, and push as hard. Their searches
    count that noise in.
@@ -113,11 +113,8 @@ class Crew:
             return None
         if rule == "fltrust":
             return self._believed_fltrust(honest, root) if root is not None and self.settings.attack in _KNOWN_PUSH else None
-        rows = self.settings.sketch_rows
-        projection = (
-            self.generator.standard_normal((self.settings.num_clients, rows)) / np.sqrt(rows) if self.settings.mode == "sketch" else None
-        )
-
+        rows, draws = self.settings.sketch_rows, self.settings.draws if self.settings.mode == "sketch" else 0
+        projections = [self.generator.standard_normal((self.settings.num_clients, rows)) / np.sqrt(rows) for _ in range(draws)]
         noise = np.zeros(self.settings.num_clients)
         if self.settings.disguised:
             noise[len(honest) :] = _typical_residual(honest) ** 2
@@ -125,8 +122,10 @@ class Crew:
         def weights(gram: Matrix) -> Vector:
             values, vectors = np.linalg.eigh(gram + np.diag(noise))
             points = vectors * np.sqrt(np.maximum(values, 0.0))
-            seen = points if projection is None else points @ projection
-            return believed_rule(self.settings, view_of(self.settings, seen, dimension=seen.shape[1]))
+            seen = [points @ projection for projection in projections] or [points]
+            tried = [believed_rule(self.settings, view_of(self.settings, one, dimension=one.shape[1])) for one in seen]
+            mean: Vector = np.mean(tried, axis=0)
+            return mean
 
         return weights
 

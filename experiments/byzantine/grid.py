@@ -33,6 +33,9 @@ N17_RULES: tuple[tuple[str, Mode], ...] = (
 )
 DISGUISED: tuple[tuple[str, Mode], ...] = (("arc-nnm-geometric-median", OPEN), ("filter", SKETCH), ("group-filter", SKETCH))
 """Rules that are also held against colluders who do not look alike."""
+CAREFUL: tuple[tuple[str, Mode], ...] = (("group-filter", SKETCH),)
+CAREFUL_DRAWS = 8
+"""Rules that are also held against attackers who average their search over so many sketches of their own."""
 
 N17: dict[str, Any] = {
     "part": "n17", "num_clients": 17, "num_byzantine": 4, "alpha": 0.1, "rounds": 100, "steps": 5, "batch_size": 32, "learning_rate": 0.3,
@@ -71,6 +74,10 @@ def _n17(seed: int) -> Iterator[Settings]:
     for rule, mode in DISGUISED:
         for attack in WORST_OVER[:2]:
             yield Settings(rule=rule, mode=mode, attack=attack, seed=seed, disguised=True, **N17)
+    for rule, mode in CAREFUL:
+        for attack in WORST_OVER[:2]:
+            for disguised in (False, True):
+                yield Settings(rule=rule, mode=mode, attack=attack, seed=seed, disguised=disguised, draws=CAREFUL_DRAWS, **N17)
 
 
 def _flanders(seed: int) -> Iterator[Settings]:

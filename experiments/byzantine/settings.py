@@ -38,6 +38,7 @@ class Settings:
         root_examples: the server's own records, for a rule that needs them.
         first_round: of the attack.
         tail: the accuracy is the mean over so many last rounds.
+        draws: sketches of their own over which the attackers' search averages, where the rule sees sketches.
     """
 
     part: Literal["n17", "flanders", "skew"]
@@ -62,17 +63,19 @@ class Settings:
     root_examples: int = 100
     first_round: int = 1
     tail: int = 10
+    draws: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
 
     def digest(self) -> str:
-        """Hex, 16 characters."""
-        text = json.dumps({"lab": LAB_VERSION, **self.to_json()}, sort_keys=True)
+        """Hex, 16 characters. ``draws`` came later and counts where it is not 1, so that rows of before keep their key."""
+        content = {key: value for key, value in self.to_json().items() if (key, value) != ("draws", 1)}
+        text = json.dumps({"lab": LAB_VERSION, **content}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def column(self) -> str:
         """The attack as the tables name it."""
         number = "" if self.strength is None else f" {self.strength:g}"
-        return f"{self.attack}{number}{' disguised' if self.disguised else ''}"
+        return f"{self.attack}{number}{' disguised' if self.disguised else ''}{f' {self.draws} draws' if self.draws > 1 else ''}"

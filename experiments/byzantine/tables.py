@@ -15,6 +15,8 @@ from typing import Any
 
 from experiments.byzantine.figure import draw
 from experiments.byzantine.grid import (
+    CAREFUL,
+    CAREFUL_DRAWS,
     DISGUISED,
     FLANDERS_BEST,
     FLANDERS_COLUMNS,
@@ -50,6 +52,8 @@ def page(summary: dict[str, Any]) -> str:
         recall_table(summary["n17"]),
         "**Colluders who do not look alike**: each adds noise as long as an honest residual; the search counts it in.",
         disguised_table(summary["n17"]),
+        f"**Attackers who average their search over {CAREFUL_DRAWS} sketches of their own**, and so aim lower and are found less.",
+        careful_table(summary["n17"]),
         "**B. FLANDERS's setting: 100 clients, 20 attackers, MNIST, Dirichlet 0.5, 50 rounds.** The worse of our two forms of an attack, where there are two.",
         flanders_table(summary["flanders"]),
         "**Each form of attack by itself**: mean over the last 10 rounds (highest accuracy from round 10 on).",
@@ -85,6 +89,13 @@ def disguised_table(lines: Sequence[dict[str, Any]]) -> str:
     """Rule × attacks of colluders with noise of their own."""
     cells = [[line["name"], *(_shown(line["disguised"][attack]) for attack in WORST_OVER[:2])] for line in lines if line["disguised"]]
     return markdown_table(["rule", "opt. ALIE", "opt. IPM"], cells)
+
+
+def careful_table(lines: Sequence[dict[str, Any]]) -> str:
+    """Rule × attacks that do not trust one sketch."""
+    keys = [f"{attack}{look}" for attack in WORST_OVER[:2] for look in ("", " disguised")]
+    cells = [[line["name"], *(_shown(line["careful"][key]) for key in keys)] for line in lines if line["careful"]]
+    return markdown_table(["rule", "opt. ALIE", "opt. ALIE, own noise", "opt. IPM", "opt. IPM, own noise"], cells)
 
 
 def flanders_table(lines: Sequence[dict[str, Any]]) -> str:
@@ -143,8 +154,17 @@ def _n17(rows: Sequence[Row]) -> list[dict[str, Any]]:
         line["disguised"] = (
             {a: _figure([row for row in of_rule if _is(row, a, disguised=True)], "accuracy") for a in WORST_OVER[:2]} if hidden else {}
         )
+        line["careful"] = _careful(of_rule) if (rule, mode) in CAREFUL else {}
         lines.append(line)
     return lines
+
+
+def _careful(of_rule: Sequence[Row]) -> dict[str, Figure | None]:
+    picks = {f"{attack}{' disguised' * disguised}": (attack, disguised) for attack in WORST_OVER[:2] for disguised in (False, True)}
+    return {
+        key: _figure([row for row in of_rule if _is(row, attack, disguised=disguised, draws=CAREFUL_DRAWS)], "accuracy")
+        for key, (attack, disguised) in picks.items()
+    }
 
 
 def _flanders(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -185,8 +205,9 @@ def _select(rows: Sequence[Row], part: str, rule: str, mode: str) -> list[Row]:
     return [row for row in rows if wanted.items() <= row["settings"].items()]
 
 
-def _is(row: Row, attack: str, *, disguised: bool = False) -> bool:
-    return bool(row["settings"]["attack"] == attack and row["settings"]["disguised"] is disguised)
+def _is(row: Row, attack: str, *, disguised: bool = False, draws: int = 1) -> bool:
+    seen = row["settings"]
+    return bool(seen["attack"] == attack and seen["disguised"] is disguised and seen.get("draws", 1) == draws)
 
 
 def _figure(runs: Sequence[Row], key: str) -> Figure | None:

@@ -32,6 +32,7 @@ from fedsec.files import atomic_write_json, atomic_write_text
 
 HERE = Path(__file__).resolve().parent
 RESULTS, TABLE, PICTURE = HERE / "results.json", HERE / "table.csv", HERE / "screening.png"
+PAGE = HERE.parent.parent / "docs" / "screening.md"
 FORMAT = "fedsec/experiment/screening/v1"
 SEEDS = 5
 AMPLITUDES = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0)
@@ -243,6 +244,28 @@ def page_of(content: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def short_table(rows: list[dict[str, Any]]) -> str:
+    """For docs/screening.md: undefended → defended accuracy of every attack in the four main settings, and P and R in the first."""
+    names = list(dict.fromkeys(row["name"] for row in rows if row["part"] == "main"))
+    lines = []
+    for part in ("main", "extra"):
+        for attack in dict.fromkeys(row["attack"] for row in rows if row["part"] == part):
+            cells = []
+            for name in names:
+                before, after = (find(rows, part, name, attack, defence) for defence in (UNDEFENDED, DEFENDED))
+                found = before is not None and after is not None
+                cells.append(f"{_mean(before):.2f} → {_mean(after):.2f}" if found else "")  # type: ignore[arg-type]
+            first = find(rows, part, names[0], attack, DEFENDED)
+            lines.append([attack, *cells, _share(first["precision"]) if first else "", _share(first["recall"]) if first else ""])
+    alone = [find(rows, "main", name, FLIP_5_NOISE.name, HONEST_ONLY) for name in names]
+    lines.append(["the 16 honest alone", *(f"{_mean(row):.2f}" if row else "" for row in alone), "", ""])
+    return markdown_table(["undefended → defended", *(name.removesuffix(", k = 128") for name in names), "P", "R"], lines)
+
+
+def _mean(row: dict[str, Any]) -> float:
+    return statistics.fmean(row["accuracies"])
+
+
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     """Everything as CSV."""
     columns = [
@@ -282,6 +305,7 @@ def main() -> None:
     write_table(TABLE, content["rows"])
     draw(content["rows"], PICTURE)
     replace_block(HERE / "README.md", page_of(content))
+    replace_block(PAGE, short_table(content["rows"]))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,11 @@ import sys
 import typer
 
 from fedsec.cli import attack as attack_command
+from fedsec.cli import ca as ca_commands
+from fedsec.cli import client as client_commands
 from fedsec.cli import plan as plan_commands
+from fedsec.cli import release as release_commands
+from fedsec.cli import server as server_commands
 from fedsec.cli import simulate as simulate_command
 from fedsec.errors import FedsecError
 
@@ -29,6 +33,10 @@ app = typer.Typer(
 app.command("simulate", epilog=simulate_command.EPILOG)(simulate_command.simulate)
 app.command("attack", epilog=attack_command.EPILOG)(attack_command.attack)
 app.add_typer(plan_commands.app, name="plan")
+app.add_typer(ca_commands.app, name="ca")
+app.add_typer(server_commands.app, name="server")
+app.add_typer(client_commands.app, name="client")
+app.add_typer(release_commands.app, name="release")
 
 
 def _version(value: bool) -> None:

@@ -11,7 +11,7 @@ from client.train import local_update as real_update
 from experiments.screening.arms import EXTRA, FLIP_5_NOISE, MAIN, NOBODY, Scene, orthogonal, raise_class_0
 from experiments.screening.lab import Setting, build, local_update, sketch_matrix
 from experiments.screening.rounds import AT_ONCE, DEFENDED, HONEST_ONLY, UNDEFENDED, run
-from experiments.screening.run import PARTS, RESULTS, cells_of, page_of
+from experiments.screening.run import PAGE, PARTS, RESULTS, cells_of, page_of, short_table
 from fedsec.models.factory import build_model
 from fedsec.privacy.dpsgd import SgdSettings
 from fedsec.privacy.streams import KeyedStream, RoundStreams
@@ -109,3 +109,4 @@ def test_the_page_s_tables_are_those_of_the_results():
     for part in sorted(parts):
         assert len([row for row in content["rows"] if row["part"] == part]) == len(list(cells_of(part)))
     assert page_of(content) in (RESULTS.parent / "README.md").read_text(encoding="utf-8")
+    assert short_table(content["rows"]) in PAGE.read_text(encoding="utf-8")
