@@ -164,7 +164,7 @@ def test_without_a_rule_and_without_a_fault_there_is_nothing_to_report():
     assert defence.finish(1, named={}) is None
 
 
-@pytest.mark.parametrize("rule", ["screening", "mean", "filter", "mad-filter", "spectral", "multi-krum"])
+@pytest.mark.parametrize("rule", ["screening", "mean", "group-filter", "filter", "mad-filter", "spectral", "multi-krum"])
 def test_one_client_that_declares_an_enormous_batch_moves_the_model_no_further_than_its_capped_share(rule):
     public = [] if rule == "screening" else PUBLIC
     of = load_plan(overrides=["secagg.enabled=false", "attack.name=none", *public, f"robust.rule={rule}"])
@@ -191,7 +191,7 @@ def quarantined_four(rule, more=()):
     return defence
 
 
-@pytest.mark.parametrize("rule", ["filter", "mad-filter", "spectral", "arc-nnm-geometric-median"])
+@pytest.mark.parametrize("rule", ["group-filter", "filter", "mad-filter", "spectral", "arc-nnm-geometric-median"])
 def test_with_four_in_quarantine_four_new_attackers_are_the_ones_that_are_reported_and_left_out(rule):
     defence = quarantined_four(rule)
     made = rows(20, push=0.0)
@@ -255,7 +255,7 @@ def test_a_damaged_memory_of_a_round_under_way_is_refused_whole(change):
     assert defence.pending is None
 
 
-@pytest.mark.parametrize("rule", ["filter", "mad-filter", "spectral"])
+@pytest.mark.parametrize("rule", ["group-filter", "filter", "mad-filter", "spectral"])
 def test_more_outliers_than_provided_for_close_the_round_for_filters_too(rule):
     of = load_plan(overrides=[*PUBLIC, f"robust.rule={rule}", "robust.num_byzantine=2"])
     defence = Defence(plan=of, noise_stddev=0.0)

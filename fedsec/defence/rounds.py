@@ -304,7 +304,7 @@ class Defence:
         A rule that weights bounds what everybody can do and leaves out nobody; one by rank leaves out the same number each time; one by
         direction knows no f.
         """
-        if self.rule in ("filter", "mad-filter", "spectral"):
+        if self.rule in ("group-filter", "filter", "mad-filter", "spectral"):
             return True
         return mode is Mode.SKETCH and self.rule in RULES and RULES[self.rule].kind is Kind.WEIGHTS and self.rule not in BY_DIRECTION
 

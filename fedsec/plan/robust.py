@@ -46,7 +46,7 @@ def rule_of(plan: Plan) -> str:
         return UNDEFENDED
     if plan.is_private:
         return "screening"
-    return "filter" if plan.secagg.enabled else "arc-nnm-geometric-median"
+    return "group-filter" if plan.secagg.enabled else "arc-nnm-geometric-median"
 
 
 def max_suspects(plan: Plan, present: int, *, excluded: int = 0) -> int:

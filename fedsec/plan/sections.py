@@ -184,7 +184,7 @@ class SecaggSection(Section):
 
 
 RuleName = Literal[
-    "auto", "mean", "screening", "filter", "krum", "multi-krum", "geometric-median", "centred-clipping", "nnm-geometric-median",
+    "auto", "mean", "screening", "group-filter", "filter", "krum", "multi-krum", "geometric-median", "centred-clipping", "nnm-geometric-median",
     "arc-nnm-geometric-median", "fltrust", "spectral", "mad-filter", "foolsgold", "median", "trimmed-mean", "meamed", "bulyan",
 ]  # fmt: skip
 
@@ -200,7 +200,7 @@ class RobustSection(Section):
     """Rejection of outlier updates."""
 
     rule: RuleName = Field(
-        "auto", description="aggregation rule; auto: screening with privacy, else arc-nnm-geometric-median or, on sketches, filter"
+        "auto", description="aggregation rule; auto: screening with privacy, else arc-nnm-geometric-median or, on sketches, group-filter"
     )
     num_byzantine: Annotated[int, Field(ge=0, le=500_000)] | None = Field(
         None, description="f, the most clients that a rule may reject as suspects; default: a quarter of the clients"

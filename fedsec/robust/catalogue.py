@@ -66,6 +66,13 @@ _ALL = (
         breakdown="none: one hostile update moves it anywhere",
     ),
     RuleInfo(
+        name="group-filter",
+        summary="no f clients together pull the sum farther than other groups of f do: offending groups are left out, then the mean of the rest",
+        kind=Kind.SELECTION,
+        paper="fedsec.robust.sketch_filter; bound: ICLR 2022, arXiv 2006.09365; centre: arXiv 2405.14432, 2302.01772",
+        breakdown=f"{_MINORITY} for what is far out; below the edge, the pull of any f is bounded by it",
+    ),
+    RuleInfo(
         name="filter",
         summary="one of each group of twins, norm gate and distance from the ARC + NNM + GM centre, then the mean of the rest",
         kind=Kind.SELECTION,
@@ -203,7 +210,7 @@ def rule_info(name: str, mode: Mode, *, root: bool = True) -> RuleInfo:
     Raises:
         ConfigError: no such rule here, or not in this mode, or it needs a root update that is not there; names the rules that could run.
     """
-    could = f"these could run: {', '.join(rules_for(mode, root=root))}"
+    could = f"these could run: {', '.join(rules_for(mode, root=root))}; and screening, where there is privacy noise"
     info = RULES.get(name)
     if info is None:
         raise ConfigError(f"no rule {name!r} on one round by itself", field="robust.rule", mend=could)

@@ -22,14 +22,28 @@ from fedsec.robust.catalogue import RULES, Kind, RuleInfo, rule_info, rules_for
 from fedsec.robust.decision import GramDecision, accept_all_but, residual_scores
 from fedsec.robust.gram import combine, distances_to, gram_matrix
 from fedsec.robust.rules import capped_weights
+from fedsec.robust.sketch_filter import group_filter
 
 __all__ = ["RULES", "WEIGHT_CAP", "Kind", "RuleInfo", "aggregate", "apply_rule", "rule_info", "rules_for"]
 
 WEIGHT_CAP = 3.0
 """Default of ``training.weight_cap``."""
 
+CANNOT_TELL = 1.5
+"""Score from which on clients that the group filter had to keep, for it may reject f only, count as suspects: honest groups under strong skew
+reach 1.2."""
+
+
+def _group_filter(gram: Matrix, *, num_byzantine: int) -> GramDecision:
+    """Who stays is under the edge, or so far over it that more than f must be hostile: then nobody can tell, and the round fails."""
+    decision = group_filter(gram, num_byzantine=num_byzantine)
+    near = decision.accepted & (decision.scores < CANNOT_TELL)
+    return replace(decision, scores=np.where(near, np.minimum(decision.scores, np.nextafter(1.0, 0.0)), decision.scores))
+
+
 _ON_GRAM: dict[str, Callable[..., GramDecision]] = {
     "mean": weighting.mean,
+    "group-filter": _group_filter,
     "filter": selecting.norm_and_distance_filter,
     "mad-filter": selecting.mad_filter,
     "spectral": selecting.spectral_filter,
@@ -42,6 +56,7 @@ _ON_GRAM: dict[str, Callable[..., GramDecision]] = {
 }
 
 _WHY = {
+    "group-filter": "with others it pulls the sum farther than groups of this size do",
     "filter": "too far from the centre of the updates, too long, or a twin of another update",
     "spectral": "too far from the centre of the updates, or agrees with others on a direction that most do not take",
     "krum": "not the most central update, and only that one is kept",

@@ -105,7 +105,9 @@ def test_too_many_suspects_end_the_round_for_all_cohorts():
     assert fed_defence.to_json() == before
 
 
-@pytest.mark.parametrize("rule", ["filter", "mad-filter", "spectral", "multi-krum", "geometric-median", "nnm-geometric-median", "fltrust"])
+@pytest.mark.parametrize(
+    "rule", ["group-filter", "filter", "mad-filter", "spectral", "multi-krum", "geometric-median", "nnm-geometric-median", "fltrust"]
+)
 def test_every_rule_for_sketches_runs_on_sketches(rule):
     fed = federation(f"rule {rule}", push=80.0)
     root = np.full(DIMENSION, -1.0) if rule == "fltrust" else None

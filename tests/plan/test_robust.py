@@ -21,7 +21,7 @@ SKETCHES = "secagg.sketch_without_dp=true"
         ([], "screening"),
         ([CLEAR], "screening"),
         ([*PUBLIC, CLEAR], "arc-nnm-geometric-median"),
-        ([*PUBLIC, SKETCHES], "filter"),
+        ([*PUBLIC, SKETCHES], "group-filter"),
         (["federation.num_clients=7", "secagg.num_corrupt=1"], "mean"),
         (["federation.num_clients=8", "secagg.num_corrupt=1"], "screening"),
         (["robust.rule=multi-krum"], "multi-krum"),

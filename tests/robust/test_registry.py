@@ -17,7 +17,7 @@ ON_GRAM = [name for name in ALL if RULES[name].kind is not Kind.COORDINATES]
 ON_SKETCHES = [name for name in ON_GRAM if Mode.SKETCH in RULES[name].modes]
 NO_DEFENCE = ("mean",)
 MEAN_WITHOUT_F = [
-    "mean", "filter", "mad-filter", "spectral", "multi-krum", "centred-clipping", "nnm-geometric-median", "arc-nnm-geometric-median",
+    "mean", "group-filter", "filter", "mad-filter", "spectral", "multi-krum", "centred-clipping", "nnm-geometric-median", "arc-nnm-geometric-median",
     "trimmed-mean", "meamed", "bulyan",
 ]  # fmt: skip
 
