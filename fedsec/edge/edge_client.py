@@ -1,0 +1,198 @@
+"""The agent's end of the edge protocol: a session with a gateway that proved who it is, and calls signed within it.
+
+1. The channel's TLS pins the root, but any certificate of the federation passes there: :func:`open_session` checks that the other
+   end is a server, which one, and that it saw our own certificate.
+2. Each call has a counter of its own; a call that failed is repeated under a new one, never under the old.
+3. Time is the gateway's: its clock at the Hello and our monotonic one since. The edge's own clock does not matter.
+
+Errors of the wire are ``grpc.aio.AioRpcError``, with the statuses that ``edge.proto`` lists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import secrets
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from fedsec.edge import edge_pb2
+from fedsec.edge.service import EdgeStub, pieces
+from fedsec.edge.signing import NONCE_BYTES, SESSION_ID_BYTES, Call, sign_call, verify_hello
+from fedsec.errors import CertificateError, DecodeError
+from fedsec.identity.names import Role
+from fedsec.identity.verify import verify_peer
+from fedsec.signing import Signer
+
+
+@dataclass(frozen=True)
+class FlowerHeaders:
+    """Flower's own authentication of a node, as text; made by the agent in gateway time.
+
+    Attributes:
+        public_key: base64 of the PEM of the node's key.
+        timestamp: ISO 8601 with a zone.
+        signature: base64 of the DER signature over the time stamp.
+    """
+
+    public_key: str
+    timestamp: str
+    signature: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the SuperLink answered.
+
+    Attributes:
+        status: HTTP status.
+        content_type: of the body.
+        body: the whole.
+        delivery: not empty: name it as ``received_pull`` in later calls once the node has the answer.
+    """
+
+    status: int
+    content_type: str
+    body: bytes
+    delivery: bytes
+
+
+class EdgeSession:
+    """A session; made by :func:`open_session`.
+
+    Args:
+        stub: of the channel on which it was opened; it may be used on another channel of the same identity.
+        signer: the node's key.
+        session_id: 16 bytes.
+        server_time: the gateway's clock at the Hello, aware.
+        opened_at: ``time.monotonic()`` then.
+    """
+
+    def __init__(self, stub: EdgeStub, signer: Signer, session_id: bytes, server_time: datetime, opened_at: float) -> None:
+        self._stub = stub
+        self._signer = signer
+        self._session_id = session_id
+        self._server_time = server_time
+        self._opened_at = opened_at
+        self._counter = itertools.count(1)
+
+    def now(self) -> datetime:
+        """The gateway's time, aware."""
+        return self._server_time + timedelta(seconds=time.monotonic() - self._opened_at)
+
+    async def forward(
+        self, path: str, body: bytes, headers: FlowerHeaders, *, received_pull: bytes = b"", timeout_s: float | None = None
+    ) -> Answer:
+        """Forward one call.
+
+        Args:
+            path: Fleet path.
+            body: the request's body.
+            headers: Flower's.
+            received_pull: ``delivery`` of the newest PullMessages answer that the node has in full.
+            timeout_s: for the whole call.
+
+        Raises:
+            grpc.aio.AioRpcError: the gateway refused, or the wire failed.
+            DecodeError: the answer is cut short.
+        """
+        call = Call(
+            session_id=self._session_id,
+            counter=next(self._counter),
+            path=path,
+            received_pull=received_pull,
+            public_key=headers.public_key,
+            timestamp=headers.timestamp,
+            flower_signature=headers.signature,
+            body_size=len(body),
+            body_sha256=hashlib.sha256(body).digest(),
+        )
+        return await send_call(self._stub, call, sign_call(self._signer, call), body, timeout_s=timeout_s)
+
+
+async def send_call(stub: EdgeStub, call: Call, signature: bytes, body: bytes, *, timeout_s: float | None = None) -> Answer:
+    """Send a signed call and collect the answer; raises as :meth:`EdgeSession.forward`."""
+    stream = stub.forward(_messages(call, signature, body), timeout=timeout_s)
+    first: Any = None
+    collected: list[bytes] = []
+    async for message in stream:
+        first = message if first is None else first
+        collected.append(message.chunk)
+    if first is None:
+        raise DecodeError("the gateway's answer is empty")
+    content = collected[0] if len(collected) == 1 else b"".join(collected)
+    if len(content) != first.body_size:
+        raise DecodeError(f"the gateway's answer has {len(content)} bytes, not {first.body_size}")
+    return Answer(first.status, first.content_type, content, first.delivery)
+
+
+async def _messages(call: Call, signature: bytes, body: bytes) -> AsyncIterator[edge_pb2.ForwardRequest]:
+    head, *rest = pieces(body)
+    yield edge_pb2.ForwardRequest(
+        session_id=call.session_id,
+        counter=call.counter,
+        path=call.path,
+        received_pull=call.received_pull,
+        public_key=call.public_key,
+        timestamp=call.timestamp,
+        flower_signature=call.flower_signature,
+        body_size=call.body_size,
+        body_sha256=call.body_sha256,
+        signature=signature,
+        chunk=head,
+    )
+    for piece in rest:
+        yield edge_pb2.ForwardRequest(chunk=piece)
+
+
+async def open_session(
+    stub: EdgeStub,
+    signer: Signer,
+    *,
+    certificate_der: bytes,
+    root_der: bytes,
+    federation: str,
+    server_name: str,
+    agent_version: str,
+    now: datetime,
+    timeout_s: float = 10.0,
+) -> EdgeSession:
+    """Say Hello and check who answers.
+
+    Args:
+        stub: of an open channel.
+        signer: the node's key.
+        certificate_der: the certificate that the channel shows.
+        root_der: the pinned root.
+        federation: the federation.
+        server_name: the name that the gateway's certificate must have, for example ``main``.
+        agent_version: for the gateway's audit log.
+        now: aware; the edge's clock, against which the gateway's certificate is checked.
+        timeout_s: for the call.
+
+    Raises:
+        CertificateError: the other end is not that server.
+        SignatureError: it is, but signed another session, nonce or client certificate.
+        grpc.aio.AioRpcError: the gateway refused, or the wire failed.
+    """
+    nonce = secrets.token_bytes(NONCE_BYTES)
+    opened_at = time.monotonic()
+    reply = await stub.hello(edge_pb2.HelloRequest(client_nonce=nonce, agent_version=agent_version[:64]), timeout=timeout_s)
+    peer = verify_peer(
+        reply.server_certificate,
+        intermediate_der=reply.intermediate,
+        root_der=root_der,
+        federation=federation,
+        role=Role.SERVER,
+        now=now.astimezone(UTC),
+    )
+    if peer.name.name != server_name:
+        raise CertificateError(f"the gateway is the server {peer.name.name}, not {server_name}")
+    if len(reply.session_id) != SESSION_ID_BYTES or reply.server_time_ms >= 1 << 47:
+        raise DecodeError("the gateway's Hello is malformed")
+    verify_hello(peer.public_key, nonce, reply.session_id, reply.server_time_ms, certificate_der, reply.signature)
+    server_time = datetime.fromtimestamp(reply.server_time_ms / 1000, UTC)
+    return EdgeSession(stub, signer, reply.session_id, server_time, opened_at)
