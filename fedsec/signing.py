@@ -103,23 +103,33 @@ class Signer:
         return cls(ec.generate_private_key(ec.SECP256R1()))
 
     @classmethod
-    def from_pem(cls, pem: bytes) -> Self:
+    def from_pem(cls, pem: bytes, *, passphrase: bytes | None = None) -> Self:
         """Read what :meth:`to_pem` wrote.
 
+        Args:
+            pem: the file.
+            passphrase: of an encrypted key; it must be given for such a key and for no other.
+
         Raises:
-            StorageError: not the unencrypted PEM of a private key on P-256.
+            StorageError: not the PEM of a private key on P-256, or another passphrase.
         """
         try:
-            key = serialization.load_pem_private_key(pem, password=None)
+            key = serialization.load_pem_private_key(pem, password=passphrase)
         except (ValueError, TypeError, UnsupportedAlgorithm):
-            raise StorageError("not an unencrypted private key in PEM") from None
+            form = "an unencrypted private key in PEM" if passphrase is None else "a private key in PEM under this passphrase"
+            raise StorageError(f"not {form}") from None
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
             raise StorageError("a private key that is not on P-256")
         return cls(key)
 
-    def to_pem(self) -> bytes:
-        """The private key as PKCS #8, unencrypted: **secret**; for a file of mode 0600."""
-        return self._private_key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    def to_pem(self, *, passphrase: bytes | None = None) -> bytes:
+        """The private key as PKCS #8: **secret**; for a file of mode 0600.
+
+        Args:
+            passphrase: not empty; encrypts the key. Without one it is in the clear.
+        """
+        encryption = serialization.NoEncryption() if passphrase is None else serialization.BestAvailableEncryption(passphrase)
+        return self._private_key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
 
     @property
     def public_key(self) -> bytes:
@@ -137,6 +147,14 @@ class Signer:
 
     def sign_certificate(self, builder: x509.CertificateBuilder) -> x509.Certificate:
         """Issue a certificate with this key: what is signed is a DER structure, which begins with 0x30."""
+        return builder.sign(self._private_key, hashes.SHA256())
+
+    def sign_request(self, builder: x509.CertificateSigningRequestBuilder) -> x509.CertificateSigningRequest:
+        """Ask for a certificate for this key; as :meth:`sign_certificate`."""
+        return builder.sign(self._private_key, hashes.SHA256())
+
+    def sign_revocations(self, builder: x509.CertificateRevocationListBuilder) -> x509.CertificateRevocationList:
+        """Issue a revocation list with this key; as :meth:`sign_certificate`."""
         return builder.sign(self._private_key, hashes.SHA256())
 
     def __repr__(self) -> str:

@@ -23,7 +23,7 @@ from cryptography.x509.oid import NameOID
 
 from fedsec.errors import CertificateError, SignatureError, StorageError
 from fedsec.files import atomic_write_bytes
-from fedsec.identity.names import Role, check_name, node_uri, server_uri
+from fedsec.identity.names import Role, admin_uri, check_name, node_uri, server_uri, uri_of
 from fedsec.identity.verify import BACKDATE, LIFETIMES, USAGES, Issuers, check_issuers
 from fedsec.signing import Signer, decode_public_key
 
@@ -143,6 +143,14 @@ class CertificateAuthority:
     def issue_server(self, name: str, public_key: bytes, *, now: datetime) -> Issued:
         """A certificate for a server, valid for 7 days from ``now``; raises as :meth:`issue_node`."""
         return self._issue(Role.SERVER, server_uri(self.federation, name), public_key, now)
+
+    def issue_admin(self, name: str, public_key: bytes, *, now: datetime) -> Issued:
+        """A certificate for an administrator, valid for 12 hours from ``now``; raises as :meth:`issue_node`."""
+        return self._issue(Role.ADMIN, admin_uri(self.federation, name), public_key, now)
+
+    def issue(self, role: Role, site: str | None, name: str, public_key: bytes, *, now: datetime) -> Issued:
+        """A certificate for a peer of any role; raises as :meth:`issue_node`."""
+        return self._issue(role, uri_of(self.federation, role, site, name), public_key, now)
 
     def _issue(self, role: Role, uri: str, public_key: bytes, now: datetime) -> Issued:
         _check_within(self._issuers.intermediate, now, "intermediate")

@@ -1,6 +1,7 @@
 """Names of peers: SPIFFE ids, one URI a certificate, from which the role is read.
 
-1. A node is ``spiffe://<federation>/site/<site>/node/<id>``, a server ``spiffe://<federation>/server/<name>``; nothing else is a name.
+1. A node is ``spiffe://<federation>/site/<site>/node/<id>``, a server ``spiffe://<federation>/server/<name>``, an administrator
+   ``spiffe://<federation>/admin/<name>``; nothing else is a name.
 2. Every part is 1 to 128 characters of ``a-z0-9._-``, the first a letter or digit: no case, escapes, empty or dotted segments to
    disagree about, and each part is safe as a file name.
 3. Whatever is spelled otherwise is refused, never mended.
@@ -19,6 +20,7 @@ from fedsec.errors import CertificateError
 _PART = r"[a-z0-9][a-z0-9._-]{0,127}"
 _NODE = re.compile(rf"spiffe://({_PART})/site/({_PART})/node/({_PART})", re.ASCII)
 _SERVER = re.compile(rf"spiffe://({_PART})/server/({_PART})", re.ASCII)
+_ADMIN = re.compile(rf"spiffe://({_PART})/admin/({_PART})", re.ASCII)
 
 
 class Role(StrEnum):
@@ -28,6 +30,8 @@ class Role(StrEnum):
     """A client of the federation."""
     SERVER = "server"
     """The aggregator."""
+    ADMIN = "admin"
+    """Who approves releases."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,9 @@ class PeerName:
 
     Attributes:
         federation: the trust domain.
-        role: node or server.
-        site: the organisation of a node; None for a server.
-        name: client id of a node, name of a server.
+        role: node, server or admin.
+        site: the organisation of a node; None for the others.
+        name: client id of a node, name of a server or administrator.
     """
 
     federation: str
@@ -49,9 +53,7 @@ class PeerName:
     @property
     def uri(self) -> str:
         """The SPIFFE id."""
-        if self.site is None:
-            return server_uri(self.federation, self.name)
-        return node_uri(self.federation, self.site, self.name)
+        return uri_of(self.federation, self.role, self.site, self.name)
 
 
 def check_name(what: str, part: str) -> str:
@@ -87,11 +89,33 @@ def server_uri(federation: str, name: str) -> str:
     return f"spiffe://{check_name('federation', federation)}/server/{check_name('server name', name)}"
 
 
+def admin_uri(federation: str, name: str) -> str:
+    """The SPIFFE id of an administrator; raises as :func:`node_uri`.
+
+    >>> admin_uri("hearts.example", "ada")
+    'spiffe://hearts.example/admin/ada'
+    """
+    return f"spiffe://{check_name('federation', federation)}/admin/{check_name('admin name', name)}"
+
+
+def uri_of(federation: str, role: Role, site: str | None, name: str) -> str:
+    """The SPIFFE id of a peer of any role.
+
+    Raises:
+        CertificateError: a part that may not stand in a name, a node without a site, or another role with one.
+    """
+    if (site is not None) != (role is Role.NODE):
+        raise CertificateError(f"a {role.value} has {'no' if site is not None else 'a'} site")
+    if site is not None:
+        return node_uri(federation, site, name)
+    return server_uri(federation, name) if role is Role.SERVER else admin_uri(federation, name)
+
+
 def parse_uri(uri: str) -> PeerName:
     """Read a SPIFFE id.
 
     Raises:
-        CertificateError: not one of the two forms.
+        CertificateError: not one of the three forms.
 
     >>> parse_uri("spiffe://hearts.example/server/main").role
     <Role.SERVER: 'server'>
@@ -100,4 +124,6 @@ def parse_uri(uri: str) -> PeerName:
         return PeerName(match[1], Role.NODE, match[2], match[3])
     if match := _SERVER.fullmatch(uri):
         return PeerName(match[1], Role.SERVER, None, match[2])
-    raise CertificateError(f"not the name of a node or server: {uri[:200]!r}")
+    if match := _ADMIN.fullmatch(uri):
+        return PeerName(match[1], Role.ADMIN, None, match[2])
+    raise CertificateError(f"not the name of a node, server or admin: {uri[:200]!r}")

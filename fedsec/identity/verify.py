@@ -30,11 +30,15 @@ from fedsec.signing import encode_public_key
 BACKDATE = timedelta(minutes=5)
 """How long before its issue a certificate begins to be valid: clocks differ."""
 
-LIFETIMES = {Role.NODE: timedelta(hours=72), Role.SERVER: timedelta(days=7)}
+LIFETIMES = {Role.NODE: timedelta(hours=72), Role.SERVER: timedelta(days=7), Role.ADMIN: timedelta(hours=12)}
 """Longest validity of a leaf, from its issue."""
 
-USAGES = {Role.NODE: ExtendedKeyUsageOID.CLIENT_AUTH, Role.SERVER: ExtendedKeyUsageOID.SERVER_AUTH}
-"""The one extended key usage of a leaf."""
+USAGES = {
+    Role.NODE: ExtendedKeyUsageOID.CLIENT_AUTH,
+    Role.SERVER: ExtendedKeyUsageOID.SERVER_AUTH,
+    Role.ADMIN: ExtendedKeyUsageOID.CLIENT_AUTH,
+}
+"""The one extended key usage of a leaf. A node and an administrator are told apart by their names."""
 
 _CA_USAGE = frozenset({"key_cert_sign", "crl_sign"})
 _LEAF_USAGE = frozenset({"digital_signature"})

@@ -16,6 +16,8 @@ NOW = datetime(2030, 5, 1, 12, 0, 0, tzinfo=UTC)
 FEDERATION = "hearts.example"
 NODE_URI = f"spiffe://{FEDERATION}/site/basel/node/client-7"
 SERVER_URI = f"spiffe://{FEDERATION}/server/main"
+ADMIN_URI = f"spiffe://{FEDERATION}/admin/ada"
+URIS = {Role.NODE: NODE_URI, Role.SERVER: SERVER_URI, Role.ADMIN: ADMIN_URI}
 CA_USAGE = ("key_cert_sign", "crl_sign")
 USAGE_BITS = (*CA_USAGE, "digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only", "decipher_only")  # fmt: skip
 
@@ -84,12 +86,12 @@ def intermediate(**changes: Any) -> bytes:
 
 def leaf(role: Role = Role.NODE, **changes: Any) -> bytes:
     """``extensions={"eku": None}`` leaves one out; other names add one."""
-    node = role is Role.NODE
+    serving = role is Role.SERVER
     extensions = {
         "constraints": (x509.BasicConstraints(ca=False, path_length=None), True),
         "usage": (usage("digital_signature"), True),
-        "eku": (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH if node else ExtendedKeyUsageOID.SERVER_AUTH]), False),
-        "names": (uris(NODE_URI if node else SERVER_URI), False),
+        "eku": (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH if serving else ExtendedKeyUsageOID.CLIENT_AUTH]), False),
+        "names": (uris(URIS[role]), False),
     }
     extensions |= changes.pop("extensions", {})
     sound = {
@@ -98,7 +100,7 @@ def leaf(role: Role = Role.NODE, **changes: Any) -> bytes:
         "key": LEAF_KEY,
         "issuer_key": INTERMEDIATE_KEY,
         "start": NOW - timedelta(hours=1),
-        "end": NOW + timedelta(hours=71),
+        "end": NOW + timedelta(hours=11 if role is Role.ADMIN else 71),
     }
     return certificate(**{**sound, **changes}, extensions=extensions)  # fmt: skip
 

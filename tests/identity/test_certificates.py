@@ -178,7 +178,7 @@ def test_a_dns_name_that_looks_like_the_uri(pki):
 )
 def test_a_uri_that_is_no_name(pki, uri):
     """root -- intermediate -- node!: one URI, which names nobody."""
-    with refused("not the name of a node or server"):
+    with refused("not the name of a node, server or admin"):
         pki.verify(pki.leaf(extensions={"names": (pki.uris(uri), False)}))
 
 

@@ -1,11 +1,11 @@
-"""Names: two forms, one spelling each, everything else refused."""
+"""Names: three forms, one spelling each, everything else refused."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsec.errors import CertificateError
-from fedsec.identity.names import PeerName, Role, check_name, node_uri, parse_uri, server_uri
+from fedsec.identity.names import PeerName, Role, admin_uri, check_name, node_uri, parse_uri, server_uri, uri_of
 
 PARTS = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,127}", fullmatch=True)
 
@@ -22,6 +22,19 @@ def test_server_names_are_read_back(federation, name):
     uri = server_uri(federation, name)
     assert parse_uri(uri) == PeerName(federation, Role.SERVER, None, name)
     assert parse_uri(uri).uri == uri
+
+
+@given(federation=PARTS, name=PARTS)
+def test_admin_names_are_read_back(federation, name):
+    uri = admin_uri(federation, name)
+    assert parse_uri(uri) == PeerName(federation, Role.ADMIN, None, name)
+    assert parse_uri(uri).uri == uri
+
+
+@pytest.mark.parametrize(("role", "site"), [(Role.NODE, None), (Role.SERVER, "basel"), (Role.ADMIN, "basel")])
+def test_only_a_node_has_a_site(role, site):
+    with pytest.raises(CertificateError, match="site"):
+        uri_of("hearts.example", role, site, "x")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +64,9 @@ def test_server_names_are_read_back(federation, name):
         "spiffe://user@hearts.example/server/main",
         "spiffe://hearts.example:443/server/main",
         "spiffe://hearts.example/Server/main",
-        "spiffe://hearts.example/admin/main",
+        "spiffe://hearts.example/admin/",
+        "spiffe://hearts.example/admin/a/b",
+        "spiffe://hearts.example/site/basel/admin/ada",
         "spiffe://hearts.example/node/client-7",
         "spiffe://hearts.example/site/basel/server/main",
         "spiffe://hearts.example/site/basel/node/",
@@ -64,7 +79,7 @@ def test_server_names_are_read_back(federation, name):
     ],
 )
 def test_other_spellings_are_refused(uri):
-    with pytest.raises(CertificateError, match="not the name of a node or server"):
+    with pytest.raises(CertificateError, match="not the name of a node, server or admin"):
         parse_uri(uri)
 
 
