@@ -1,0 +1,205 @@
+"""An identity on disk: one key, its certificate, the issuer and the pinned root, in one folder.
+
+::
+
+    key.pem            PKCS #8, mode 0600, encrypted if there is a passphrase
+    certificate.der    its certificate; replaced when it is renewed
+    intermediate.der   the certificate's issuer
+    root.der           the pinned root; nothing ever replaces it here
+
+1. A key that others than its owner may read is refused, as is one in a symbolic link's place: whoever could put it there knows it.
+2. A new folder is written beside its place and renamed: it is there with all its files or not at all. An existing one is not overwritten.
+3. A renewed certificate must be for the same key, name and root; it is checked before it is written. The issuer is written first: it
+   may have been renewed too, and goes with old certificates as well, since it keeps its key.
+4. Loading checks the chain, but not the time: an expired identity loads, so that its holder can say so and renew it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import stat
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from cryptography import x509
+
+from fedsec.errors import CertificateError, StorageError
+from fedsec.files import atomic_write_bytes, fsync_folder
+from fedsec.identity.names import PeerName
+from fedsec.identity.verify import claimed_name, verify_peer
+from fedsec.signing import Signer
+
+KEY, CERTIFICATE, INTERMEDIATE, ROOT = "key.pem", "certificate.der", "intermediate.der", "root.der"
+MAX_FILE_BYTES = 64 * 1024
+"""Upper limit on each of the files."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who somebody is, with the key to prove it.
+
+    Attributes:
+        signer: its key.
+        certificate_der: its certificate.
+        intermediate_der: the certificate's issuer.
+        root_der: the pinned root.
+        name: who, from the certificate.
+        serial_number: of the certificate.
+        not_before: from when the certificate is valid; UTC.
+        not_after: until when; UTC.
+    """
+
+    signer: Signer = field(repr=False)
+    certificate_der: bytes = field(repr=False)
+    intermediate_der: bytes = field(repr=False)
+    root_der: bytes = field(repr=False)
+    name: PeerName
+    serial_number: int
+    not_before: datetime
+    not_after: datetime
+
+
+def make_identity(signer: Signer, certificate_der: bytes, intermediate_der: bytes, root_der: bytes) -> Identity:
+    """Put an identity together, in memory.
+
+    Raises:
+        CertificateError: the chain is unsound at every time, or the certificate is not for this key.
+    """
+    name = claimed_name(certificate_der)
+    leaf = x509.load_der_x509_certificate(certificate_der)
+    peer = verify_peer(
+        certificate_der,
+        intermediate_der=intermediate_der,
+        root_der=root_der,
+        federation=name.federation,
+        role=name.role,
+        now=_a_time_within(leaf, intermediate_der),
+    )
+    if peer.public_key != signer.public_key:
+        raise CertificateError("the certificate is for another key")
+    return Identity(
+        signer, certificate_der, intermediate_der, root_der, name, peer.serial_number, leaf.not_valid_before_utc, leaf.not_valid_after_utc
+    )
+
+
+def _a_time_within(leaf: x509.Certificate, intermediate_der: bytes) -> datetime:
+    """A time at which leaf and issuer are both valid, if there is one: an issuer that was renewed begins after an older leaf."""
+    try:
+        issuer = x509.load_der_x509_certificate(intermediate_der)
+        return max(leaf.not_valid_before_utc, issuer.not_valid_before_utc)
+    except ValueError:
+        raise CertificateError("intermediate: not a certificate that can be read") from None
+
+
+def load_identity(folder: Path, *, passphrase: bytes | None = None) -> Identity:
+    """Read an identity.
+
+    Args:
+        folder: where.
+        passphrase: of the key, if it is encrypted.
+
+    Raises:
+        StorageError: a file is missing or damaged, or the key may be read by others.
+        CertificateError: the certificate is not for the key, or does not chain to the root.
+    """
+    signer = load_key(folder / KEY, passphrase=passphrase)
+    certificate, intermediate, root = (_read(folder / name) for name in (CERTIFICATE, INTERMEDIATE, ROOT))
+    return make_identity(signer, certificate, intermediate, root)
+
+
+def create_identity(
+    folder: Path, signer: Signer, certificate_der: bytes, intermediate_der: bytes, root_der: bytes, *, passphrase: bytes | None = None
+) -> None:
+    """Write a new identity.
+
+    Args:
+        folder: where; made by this call. Its parent must exist. An empty folder in its place is replaced.
+        signer: its key.
+        certificate_der: for that key.
+        intermediate_der: its issuer.
+        root_der: the root to pin.
+        passphrase: encrypts the key.
+
+    Raises:
+        CertificateError: they do not belong together.
+        StorageError: there is an identity already, or the file system refused.
+    """
+    make_identity(signer, certificate_der, intermediate_der, root_der)
+    new = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.new"
+    try:
+        new.mkdir(mode=0o700)
+        atomic_write_bytes(new / KEY, signer.to_pem(passphrase=passphrase), mode=0o600)
+        for name, data in ((CERTIFICATE, certificate_der), (INTERMEDIATE, intermediate_der), (ROOT, root_der)):
+            atomic_write_bytes(new / name, data)
+        os.rename(new, folder)  # noqa: PTH104 - replaces an empty folder, and no other
+        fsync_folder(folder.parent)
+    except OSError as error:
+        raise StorageError(
+            f"cannot make the identity {folder}: {error.strerror or error}; move an old one away, its key is not overwritten"
+        ) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def replace_certificate(folder: Path, certificate_der: bytes, intermediate_der: bytes, *, passphrase: bytes | None = None) -> Identity:
+    """Put a renewed certificate in the place of the old one.
+
+    Args:
+        folder: of an identity.
+        certificate_der: for the same key and name.
+        intermediate_der: its issuer, of the same root.
+        passphrase: of the key, if it is encrypted.
+
+    Returns:
+        The identity from now on.
+
+    Raises:
+        CertificateError: another key, name or root; nothing was changed.
+        StorageError: as :func:`load_identity`, or the file system refused.
+    """
+    signer, root = load_key(folder / KEY, passphrase=passphrase), _read(folder / ROOT)
+    renewed = make_identity(signer, certificate_der, intermediate_der, root)
+    if renewed.name != claimed_name(_read(folder / CERTIFICATE)):
+        raise CertificateError(f"the new certificate is for another name: {renewed.name.uri}")
+    atomic_write_bytes(folder / INTERMEDIATE, intermediate_der)
+    atomic_write_bytes(folder / CERTIFICATE, certificate_der)
+    return renewed
+
+
+def load_key(path: Path, *, passphrase: bytes | None = None) -> Signer:
+    """Read a private key that only its owner may read.
+
+    Raises:
+        StorageError: missing, damaged, a link, readable by others, or under another passphrase.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as handle:
+            status = os.fstat(handle.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise StorageError(f"{path} is not a plain file")
+            if status.st_mode & 0o077:
+                raise StorageError(
+                    f"{path} may be read by others (mode {stat.S_IMODE(status.st_mode):o}); chmod 600, and think of a new key"
+                )
+            pem = handle.read(MAX_FILE_BYTES)
+    except OSError as error:
+        raise StorageError(f"cannot read the key {path}: {error.strerror or error}") from error
+    try:
+        return Signer.from_pem(pem, passphrase=passphrase)
+    except StorageError as error:
+        raise StorageError(f"{path}: {error}") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as handle:
+            data = handle.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise StorageError(f"{path} is over the limit of {MAX_FILE_BYTES} bytes")
+    return data
