@@ -16,7 +16,9 @@
     │   ├── LocalProtocolError        our own bug: a step was called out of order
     │   ├── PeerError                 one peer misbehaved: exclude it, go on
     │   └── RoundAborted              nothing of this round is released
-    └── PrivacyBudgetExceeded         the spend would pass the cap; nothing was released
+    ├── PrivacyBudgetExceeded         the spend would pass the cap; nothing was released
+    └── AuditError                    an audit could not see what it must see
+        └── PrivacyClaimRefuted       an attack showed that a claimed epsilon is false
 
 Rules: plain ``ValueError``/``TypeError`` is for misuse of pure functions. Third-party exceptions are wrapped once, at the
 boundary where they appear. No message ever holds a secret.
@@ -171,4 +173,33 @@ class PrivacyBudgetExceeded(FedsecError):  # noqa: N818 - the design's name for 
         super().__init__(
             f"privacy budget: epsilon would reach {spent:.4g}{at}, over the cap of {limit:.4g}{so_far}; "
             "run fewer rounds, add noise, or agree on a higher cap"
+        )
+
+
+class AuditError(FedsecError):
+    """An audit is blind or cannot be made: its silence would say nothing."""
+
+    code = "audit"
+
+
+class PrivacyClaimRefuted(AuditError):  # noqa: N818 - it says what happened, and that is no slip of the caller's
+    """An attack succeeded more often than the claimed epsilon allows.
+
+    Args:
+        lower_bound: epsilon that was shown, at ``delta``.
+        claimed: epsilon that was claimed, at the same delta.
+        delta: of both.
+        attack: which one.
+    """
+
+    code = "privacy-refuted"
+    exit_code = 4
+
+    def __init__(self, lower_bound: float, claimed: float, *, delta: float, attack: str) -> None:
+        self.lower_bound = lower_bound
+        self.claimed = claimed
+        self.delta = delta
+        super().__init__(
+            f"privacy claim refuted ({attack}): epsilon is at least {lower_bound:.3g} at delta={delta:g}, {claimed:.3g} was claimed; "
+            "do not release this model, and look for noise, clipping or accounting that is not what the plan says"
         )
