@@ -47,4 +47,4 @@ def _bars(axis: Any, lines: list[dict[str, Any]], picks: dict[str, Any]) -> None
     axis.invert_yaxis()
     axis.set_xlim(0, 1)
     axis.grid(axis="x", alpha=0.3)
-    axis.legend(fontsize=8, loc="lower left")
+    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=4)
