@@ -23,6 +23,7 @@ from cryptography.x509.oid import NameOID
 
 from fedsec.errors import CertificateError, SignatureError, StorageError
 from fedsec.files import atomic_write_bytes
+from fedsec.identity.folder import load_key
 from fedsec.identity.names import Role, admin_uri, check_name, node_uri, server_uri, uri_of
 from fedsec.identity.verify import BACKDATE, LIFETIMES, USAGES, Issuers, check_issuers
 from fedsec.signing import Signer, decode_public_key
@@ -163,34 +164,44 @@ class CertificateAuthority:
         leaf = _sign(builder, self._intermediate_key, public_key)
         return Issued(_der(leaf), uri, leaf.serial_number, leaf.not_valid_after_utc, leaf.fingerprint(hashes.SHA256()))
 
-    def save(self, folder: Path, *, durable: bool = True) -> None:
+    def save(self, folder: Path, *, durable: bool = True, passphrase: bytes | None = None) -> None:
         """Write the authority into an existing folder; keys are readable by the owner only. Certificates come last.
+
+        Args:
+            folder: where.
+            durable: survive a power cut.
+            passphrase: encrypts the keys.
 
         Raises:
             StorageError: the file system refused.
         """
-        if self._root_key is not None:
-            atomic_write_bytes(folder / "root-key.pem", self._root_key.to_pem(), mode=0o600, durable=durable)
-        atomic_write_bytes(folder / "intermediate-key.pem", self._intermediate_key.to_pem(), mode=0o600, durable=durable)
+        for name, key in (("root-key.pem", self._root_key), ("intermediate-key.pem", self._intermediate_key)):
+            if key is not None:
+                atomic_write_bytes(folder / name, key.to_pem(passphrase=passphrase), mode=0o600, durable=durable)
         atomic_write_bytes(folder / "root.der", self.root_der, durable=durable)
         atomic_write_bytes(folder / "intermediate.der", self.intermediate_der, durable=durable)
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read what :meth:`save` wrote; without ``root-key.pem`` only the root's work is refused.
+    def load(cls, folder: Path, *, passphrase: bytes | None = None, root_key: Path | None = None) -> Self:
+        """Read what :meth:`save` wrote; without the root's key only the root's work is refused.
+
+        Args:
+            folder: where.
+            passphrase: of the keys, if they are encrypted.
+            root_key: the root's key where it is kept elsewhere; ``root-key.pem`` in the folder if left out.
 
         Raises:
-            StorageError: a file is missing or damaged, or they do not belong together.
+            StorageError: a file is missing or damaged, a key may be read by others, or they do not belong together.
         """
         try:
             root_der, intermediate_der = (folder / "root.der").read_bytes(), (folder / "intermediate.der").read_bytes()
-            intermediate_key = Signer.from_pem((folder / "intermediate-key.pem").read_bytes())
-            root_path = folder / "root-key.pem"
-            root_key = Signer.from_pem(root_path.read_bytes()) if root_path.exists() else None
         except OSError as error:
             raise StorageError(f"cannot read the authority in {folder}: {error.strerror or error}") from error
+        intermediate_key = load_key(folder / "intermediate-key.pem", passphrase=passphrase)
+        root_path = root_key or folder / "root-key.pem"
+        root = load_key(root_path, passphrase=passphrase) if root_key is not None or root_path.exists() else None
         try:
-            return cls(root_der=root_der, intermediate_der=intermediate_der, intermediate_key=intermediate_key, root_key=root_key)
+            return cls(root_der=root_der, intermediate_der=intermediate_der, intermediate_key=intermediate_key, root_key=root)
         except CertificateError as error:
             raise StorageError(f"the authority in {folder} is damaged: {error}") from error
 

@@ -1,4 +1,4 @@
-"""What a transparency log holds: entries of four kinds, each with exactly one encoding.
+"""What a transparency log holds: entries of six kinds, each with exactly one encoding.
 
 1. An entry is a kind and a body; the log never looks into the body, whose own module reads it strictly.
 2. The encoding is ``FSLE``, version 1, one byte of kind, four bytes of length (big-endian), the body, and nothing after it.
@@ -37,6 +37,10 @@ class EntryKind(IntEnum):
     """Signed proof that a party broke a rule."""
     RELEASE = 4
     """Code or settings that are approved to run."""
+    CERTIFICATE = 5
+    """A certificate that the CA issued, in DER."""
+    REVOCATION = 6
+    """Which certificate the CA revoked, when and why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ ENTRIES = st.builds(LogEntry, st.sampled_from(EntryKind), st.binary(max_size=200
 
 
 def test_the_encoding_is_this_one():
-    known = {EntryKind.ROSTER: 1, EntryKind.ROUND: 2, EntryKind.EVIDENCE: 3, EntryKind.RELEASE: 4}
+    known = {EntryKind.ROSTER: 1, EntryKind.ROUND: 2, EntryKind.EVIDENCE: 3, EntryKind.RELEASE: 4, EntryKind.CERTIFICATE: 5, EntryKind.REVOCATION: 6}
     assert {kind: kind.value for kind in EntryKind} == known
     assert LogEntry(EntryKind.EVIDENCE, b"\x00\xff").encode() == bytes.fromhex("46534c45 01 03 00000002 00ff")
 
@@ -49,7 +49,7 @@ def test_noise_is_no_entry(data):
 @pytest.mark.parametrize(
     "data",
     ["", "46", "46534c450102000000", "46534c45010200000001", "46534c4501020000000000", "46534c450102ffffffff00", "46534c45010200000000000000",
-     "46534c45020200000000", "66534c45010200000000", "46534c45010000000000", "46534c45010500000000", "46534c4501ff00000000"],
+     "46534c45020200000000", "66534c45010200000000", "46534c45010000000000", "46534c45010700000000", "46534c4501ff00000000"],
 )  # fmt: skip
 def test_hostile_lengths_versions_and_kinds_are_refused(data):
     with pytest.raises(DecodeError):
