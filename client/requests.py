@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
 
 from client.localdata import LocalData
 from client.settings import DeployedClient, SimulatedClient, policy_of
@@ -19,7 +15,6 @@ from fedsec.plan.model import Plan
 from fedsec.policy import PolicyRefusedError
 from fedsec.privacy.ledger import Spend
 from fedsec.privacy.streams import derive_key, fresh_root, simulation_root
-from fedsec.vectors import arrays_digest
 
 Client = SimulatedClient | DeployedClient
 
@@ -43,14 +38,14 @@ def _plan(text: str) -> Plan:
     return records.plan_from_canonical(text)
 
 
-def check_model_hash(request: records.RoundRequest, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
-    """Refuse a model that is not the one whose hash the request names.
+def require_model(arrays: records.ArrayMap) -> None:
+    """Refuse a request without the model that it is about; ``records.read_request`` has held its hash against the request's.
 
     Raises:
-        DecodeError: it is another.
+        DecodeError: there is none.
     """
-    if arrays_digest(arrays) != request.model_hash:
-        raise DecodeError("the model is not the one whose hash the request names")
+    if not arrays:
+        raise DecodeError("the request holds no model: it is not the plan's")
 
 
 def about_client(

@@ -20,7 +20,7 @@ from flwr.app import Message
 from torch import nn
 
 from client.localdata import LocalData, local_data
-from client.requests import Client, about_client, admitted, check_model_hash, open_store, round_key_of, run_terms, spend_of
+from client.requests import Client, about_client, admitted, open_store, require_model, round_key_of, run_terms, spend_of
 from client.settings import SimulatedClient, identify, policy_of
 from client.train import local_update
 from fedsec.clientstore.store import FITTED, TRAINED, Answered, ClientStore, RoundQuestion
@@ -63,7 +63,7 @@ def answer_train(message: Message, node_config: Mapping[str, Any]) -> Message:
     policy = policy_of(client, plan)
     policy.check_training(plan, request.noise_multiplier)
     policy.check_clear_update(plan)
-    check_model_hash(request, arrays)
+    require_model(arrays)
     data = local_data(plan, client)
     question = RoundQuestion(
         run_id=request.run_id,
@@ -105,7 +105,7 @@ def answer_personalise(message: Message, node_config: Mapping[str, Any]) -> Mess
     request, arrays = records.read_request(message)
     client = identify(node_config)
     plan = admitted(request, client)
-    check_model_hash(request, arrays)
+    require_model(arrays)
     data = local_data(plan, client)
     model, personal_names = _model(plan, data, arrays)
     if not personal_names or plan.model.personal_fit != "after-release":
@@ -128,7 +128,7 @@ def answer_evaluate(message: Message, node_config: Mapping[str, Any]) -> Message
     policy_of(client, plan).check_evaluation()
     if not plan.federation.evaluate_clients:
         raise ConfigError("the plan does not say that clients report test results", field="federation.evaluate_clients")
-    check_model_hash(request, arrays)
+    require_model(arrays)
     data = local_data(plan, client)
     model, _ = _model(plan, data, arrays)
     shared = evaluate(model, data.x_test, data.y_test, num_classes=data.num_classes, device=plan.training.device)

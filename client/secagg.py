@@ -80,6 +80,7 @@ class Call:
         message: as received.
         context: Flower's, with this client's phase.
         request: the ordinary part of it.
+        arrays: the model, where the stage is sent one.
         body: the stage's record.
         client: who this is.
         plan: admitted.
@@ -89,6 +90,7 @@ class Call:
     message: Message
     context: Context
     request: records.RoundRequest
+    arrays: records.ArrayMap
     body: bytes
     client: Client
     plan: Plan
@@ -97,7 +99,7 @@ class Call:
     @classmethod
     def of(cls, message: Message, context: Context) -> Call:
         """Read a request and hold its plan against this client's policy."""
-        request, _ = records.read_request(message)
+        request, arrays = records.read_request(message)
         client = identify(context.node_config)
         plan = admitted(request, client)
         policy_of(client, plan).check_training(plan, request.noise_multiplier)
@@ -108,6 +110,7 @@ class Call:
             message=message,
             context=context,
             request=request,
+            arrays=arrays,
             body=read_body(message),
             client=client,
             plan=plan,

@@ -13,13 +13,12 @@ import numpy as np
 from flwr.app import Context, Message
 
 from client.localdata import LocalData, local_data
-from client.requests import check_model_hash, open_store, round_key_of, run_terms, spend_of
+from client.requests import open_store, require_model, round_key_of, run_terms, spend_of
 from client.rounds import plain_update, train_update
 from client.secagg import Call, address_of, stored_form
 from client.settings import policy_of
 from fedsec.clientstore.store import Answered, Charged, ClientStore, RoundQuestion
 from fedsec.errors import PeerError
-from fedsec.flower import records
 from fedsec.flower.records import ArrayMap
 from fedsec.privacy.streams import Domain, KeyedStream, derive_key
 from fedsec.secagg.client import Ready
@@ -44,7 +43,7 @@ def answer_masked_input(message: Message, context: Context) -> Message:
         if (known := store.protocol.known_reply(ctx, name, request_hash)) is not None:
             return call.reply(known)
         ready = call.phase(store, Dealt).accept_dealings(call.body, verify=call.verify)
-        _, arrays = records.read_request(message)
+        arrays = call.arrays
         _check_model(call, ready, arrays)
         data = local_data(call.plan, call.client)
         question = _question(call, ready)
@@ -101,7 +100,7 @@ def _uploaded(call: Call, ready: Ready, arrays: ArrayMap, encoded: IntVector) ->
 
 
 def _check_model(call: Call, ready: Ready, arrays: ArrayMap) -> None:
-    check_model_hash(call.request, arrays)
+    require_model(arrays)
     config = ready.seat.config
     if config.model_hash.hex() != call.request.model_hash or config.terms_hash.hex() != run_terms(call.request):
         raise PeerError("server", Phase.MASKED_INPUT, "the model or the plan is not the one in CONFIG")

@@ -23,7 +23,7 @@ from fedsec.sim.identities import client_name
 
 SETTINGS_KEY = "fedsec-settings"
 SIMULATION_VARIABLE = "FEDSEC_SIMULATION"
-_KEYS = {"client_id": str, "home": str, "source": str, "batch_size": int, "identity": str, "policy": dict}
+_KEYS = {"client_id": str, "home": str, "source": str, "batch_size": int, "identity": str, "server": str, "policy": dict}
 _POLICY_KEYS = tuple(field.name for field in fields(ClientPolicy))
 
 
@@ -61,7 +61,9 @@ class DeployedClient:
         source: ``module:function`` that gives its records.
         batch_size: declared expected batch size; None takes the plan's number.
         policy: what it insists on.
-        identity: folder with key.pem, certificate.der and root.der; secure aggregation needs it.
+        identity: folder with key.pem, certificate.der and root.der: with it only requests that the server signed are acted on, and secure
+            aggregation works.
+        server: name of the one server whose signature counts; None: any server of the federation.
     """
 
     client_id: str
@@ -70,6 +72,7 @@ class DeployedClient:
     batch_size: int | None
     policy: ClientPolicy
     identity: Path | None = None
+    server: str | None = None
 
 
 def identify(node_config: Mapping[str, Any]) -> SimulatedClient | DeployedClient:
@@ -132,6 +135,7 @@ def read_settings(path: Path) -> DeployedClient:
         batch_size=raw.get("batch_size"),
         policy=limits,
         identity=Path(raw["identity"]) if "identity" in raw else None,
+        server=raw.get("server"),
     )
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsec.data.federated import FederatedData
 from fedsec.files import atomic_write_bytes
 from fedsec.report import plots, rejection, secure, tables
 from fedsec.results import RunResult
 from fedsec.vectors import FloatArray
+from server.world import World
 
 
-def write_artifacts(folder: Path, result: RunResult, model: Mapping[str, FloatArray], data: FederatedData) -> None:
+def write_artifacts(folder: Path, result: RunResult, model: Mapping[str, FloatArray], world: World) -> None:
     """Write everything that a reader of the run needs.
 
     Raises:
@@ -25,9 +25,11 @@ def write_artifacts(folder: Path, result: RunResult, model: Mapping[str, FloatAr
     payload = save({name: np.ascontiguousarray(array) for name, array in model.items()})
     atomic_write_bytes(folder / "model.safetensors", payload)
     tables.write_rounds_csv(folder / "rounds.csv", result.rows)
-    owners = data.dataset.group_names if len(data.dataset.group_names) == len(data.train_parts) else ()
-    histogram = data.histogram()
-    plots.plot_label_skew(histogram, data.dataset.class_names, folder / "label_skew.png", client_names=owners)
+    owners: tuple[str, ...] = ()
+    histogram = None if world.parts is None else world.parts.histogram()
+    if world.parts is not None and histogram is not None:  # label counts of real clients are nobody's to know
+        owners = world.dataset.group_names if len(world.dataset.group_names) == len(world.parts.train_parts) else ()
+        plots.plot_label_skew(histogram, world.dataset.class_names, folder / "label_skew.png", client_names=owners)
     if any(row.secagg is not None for row in result.rows):
         secure.write_secagg_csv(folder / "secagg.csv", result.rows)
         secure.plot_secagg(result, folder / "secagg.png")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from fedsec.data.federated import FederatedData
+from fedsec.data.base import Dataset
 from fedsec.defence import Defence
 from fedsec.errors import ConfigError
 from fedsec.flower.state import ServerState
@@ -68,17 +68,18 @@ def check_attack(plan: Plan, num_classes: int) -> None:
             raise ConfigError(f"class {given} of {num_classes}", field=f"attack.{field}", mend=f"use 0 to {num_classes - 1}")
 
 
-def build_root_update(plan: Plan, model: Model, data: FederatedData, layout: Layout) -> RootUpdate | None:
+def build_root_update(plan: Plan, model: Model, dataset: Dataset, layout: Layout) -> RootUpdate | None:
     """The server's own update on ``robust.root_examples`` records, for FLTrust; None for other rules.
 
-    In a simulation they are drawn, seeded, from the records that the clients hold: the server has seen these few, whatever the masks hide.
+    They are drawn, seeded, from the training records that the server has: in a simulation the clients' (it has seen these few, whatever the masks
+    hide), in a deployment those of its own source.
     """
     if rule_of(plan) != "fltrust":
         return None
     generator = np.random.default_rng([plan.federation.seed, 4])
-    count = min(plan.robust.root_examples, len(data.dataset.x))
-    chosen = np.sort(generator.choice(len(data.dataset.x), size=count, replace=False))
-    x, y = data.dataset.x[chosen], data.dataset.y[chosen]
+    count = min(plan.robust.root_examples, len(dataset.x))
+    chosen = np.sort(generator.choice(len(dataset.x), size=count, replace=False))
+    x, y = dataset.x[chosen], dataset.y[chosen]
 
     def update(vector: FloatArray, _server_round: int) -> npt.NDArray[np.float64]:
         return root_update(model, layout.unflatten(vector), x, y, plan.training, layout=layout)

@@ -14,8 +14,7 @@ import numpy as np
 from flwr.serverapp import Grid
 
 from fedsec.checkpoint import CheckpointStore
-from fedsec.data.federated import FederatedData, federated_data
-from fedsec.data.sizes import weight_limit_of
+from fedsec.data.base import Dataset
 from fedsec.errors import ConfigError, StorageError
 from fedsec.files import atomic_write_json
 from fedsec.flower.loop import CentralEvaluation, FederationLoop, LoopServices, Segments
@@ -35,11 +34,14 @@ from fedsec.results import EpsilonReport, RunResult
 from fedsec.vectors import FloatArray, Layout
 from server.artifacts import write_artifacts
 from server.defence import build_defence, build_root_update, check_attack
+from server.deployment import deployed_world
 from server.evidence import evidence_keeper
 from server.rejection import attack_success, rejection_report
 from server.secure import build_secure_rounds
 from server.session import current_session
-from server.setup import ServerSetup
+from server.setup import DEPLOYMENT, ServerSetup
+from server.simulated import simulated_world
+from server.world import World
 
 MOST_FOR_PRV = 4
 
@@ -52,13 +54,13 @@ class CentralEvaluator:
     """
 
     model: Model
-    data: FederatedData
+    dataset: Dataset
     device: str
 
     def __call__(self, arrays: dict[str, FloatArray]) -> CentralEvaluation:
         """Accuracy, loss and recall of a model given as arrays."""
         set_arrays(self.model, arrays)
-        dataset = self.data.dataset
+        dataset = self.dataset
         whole = evaluate(self.model, dataset.x_test, dataset.y_test, num_classes=dataset.num_classes, device=self.device)
         sites: dict[str, float] | None = None
         if dataset.groups_test is not None:
@@ -119,22 +121,34 @@ def run_federation(grid: Grid, setup: ServerSetup) -> RunResult:
     """
     with setup.folder.lock(), contextlib.ExitStack() as cleanup:
         started = time.perf_counter()
-        loop, evaluator = _build_loop(grid, setup, cleanup)
-        data = evaluator.data
+        world = world_of(setup)
+        loop, evaluator = _build_loop(world.way(grid), setup, world, cleanup)
         session = current_session()
         session.on_start(tuple(loop.state.rows))
         already_s = loop.state.elapsed_s
         finished = loop.run()
-        result = _result(loop, evaluator, setup, finished=finished, duration_s=already_s + time.perf_counter() - started)
-        write_artifacts(setup.folder.path, result, loop.layout.unflatten(loop.state.released()), data)
+        result = _result(loop, evaluator, setup, world, finished=finished, duration_s=already_s + time.perf_counter() - started)
+        write_artifacts(setup.folder.path, result, loop.layout.unflatten(loop.state.released()), world)
         session.result = result
         return result
 
 
-def _build_loop(grid: Grid, setup: ServerSetup, cleanup: contextlib.ExitStack) -> tuple[FederationLoop, CentralEvaluator]:
+def world_of(setup: ServerSetup) -> World:
+    """What this run stands on. Which of the two it is was said by whoever started it, never by a client.
+
+    Raises:
+        FedsecError: it cannot be had; says why.
+    """
+    if setup.engine == DEPLOYMENT:
+        return deployed_world(setup.plan, setup.folder, setup.home)
+    return simulated_world(setup.plan, setup.folder)
+
+
+def _build_loop(
+    grid: Grid, setup: ServerSetup, world: World, cleanup: contextlib.ExitStack
+) -> tuple[FederationLoop, CentralEvaluator]:  # fmt: skip
     plan, folder, session = setup.plan, setup.folder, current_session()
-    data = federated_data(plan.data, num_clients=plan.federation.num_clients, seed=plan.federation.seed)
-    dataset = data.dataset
+    dataset = world.dataset
     model = build_model(plan.model, input_shape=dataset.x_test.shape[1:], num_classes=dataset.num_classes, seed=plan.federation.seed)
     check_attack(plan, dataset.num_classes)
     refuse_mixing_layers(model, input_shape=dataset.x_test.shape[1:])
@@ -146,13 +160,14 @@ def _build_loop(grid: Grid, setup: ServerSetup, cleanup: contextlib.ExitStack) -
     checkpoints = CheckpointStore(folder.checkpoints, run_id=folder.run_id, plan_digest=plan.digest())
     checkpoint = checkpoints.load()
     state = ServerState.from_checkpoint(checkpoint, layout) if checkpoint is not None else ServerState.initial(layout.flatten(arrays))
-    evaluator = CentralEvaluator(model=model, data=data, device=plan.training.device)
+    evaluator = CentralEvaluator(model=model, dataset=dataset, device=plan.training.device)
     services = LoopServices(
         evaluate=evaluator,
         epsilon=lambda segments: _epsilon(segments, plan.privacy.delta),
         on_round=session.on_round,
         on_answers=session.on_answers,
         stop=session.stop,
+        note=session.note,
         keep_evidence=evidence_keeper(folder.path),
     )
     sigma = _kept_noise_multiplier(plan, folder.path / "noise.json")
@@ -160,7 +175,7 @@ def _build_loop(grid: Grid, setup: ServerSetup, cleanup: contextlib.ExitStack) -
     secure: SecureRounds | None = None
     if plan.secagg.enabled:
         secure = build_secure_rounds(
-            grid, plan, folder, data, dimension=layout.size, noise_multiplier=sigma, defence=defence, session=session, cleanup=cleanup
+            grid, plan, folder, world, dimension=layout.size, noise_multiplier=sigma, defence=defence, session=session, cleanup=cleanup
         )
     loop = FederationLoop(
         grid=grid,
@@ -172,10 +187,11 @@ def _build_loop(grid: Grid, setup: ServerSetup, cleanup: contextlib.ExitStack) -
         checkpoints=checkpoints,
         services=services,
         defence=defence,
-        weight_limit=weight_limit_of(plan, data),
-        simulation_dir=str(folder.clients),
+        weight_limit=world.weight_limit,
+        simulation_dir=world.simulation_dir,
         secure=secure,
-        root_update=build_root_update(plan, model, data, layout),
+        root_update=build_root_update(plan, model, dataset, layout),
+        attendance=world.attendance,
     )
     return loop, evaluator
 
@@ -198,10 +214,12 @@ def _personal_results(loop: FederationLoop, finished: bool) -> dict[str, float] 
     return {name: metrics.personal_accuracy for name, metrics in loop.evaluate_clients().items()}
 
 
-def _result(loop: FederationLoop, evaluator: CentralEvaluator, setup: ServerSetup, *, finished: bool, duration_s: float) -> RunResult:
-    plan, data = loop.plan, evaluator.data
+def _result(
+    loop: FederationLoop, evaluator: CentralEvaluator, setup: ServerSetup, world: World, *, finished: bool, duration_s: float
+) -> RunResult:  # fmt: skip
+    plan, dataset = loop.plan, world.dataset
     evaluation = evaluator(loop.layout.unflatten(loop.state.released()))  # leaves the released model in the evaluator
-    y_test = data.dataset.y_test
+    y_test = dataset.y_test
     return RunResult(
         run_id=loop.run_id,
         plan_name=plan.name,
@@ -212,14 +230,14 @@ def _result(loop: FederationLoop, evaluator: CentralEvaluator, setup: ServerSetu
         accuracy=evaluation.accuracy,
         loss=evaluation.loss,
         recall=evaluation.recall,
-        class_names=data.dataset.class_names,
+        class_names=dataset.class_names,
         epsilon=_epsilon_report(loop),
-        randomness="simulation seed",
+        randomness=world.randomness,
         duration_s=duration_s,
         run_dir=str(setup.folder.path),
         site_accuracy=evaluation.site_accuracy,
         personal_accuracy=_personal_results(loop, finished),
-        majority_accuracy=float(np.bincount(y_test, minlength=data.dataset.num_classes).max() / len(y_test)),
+        majority_accuracy=float(np.bincount(y_test, minlength=dataset.num_classes).max() / len(y_test)),
         rows=tuple(loop.state.rows),
         stopped_early=not finished,
         guarantee=guarantee_sentence(plan),
@@ -227,8 +245,8 @@ def _result(loop: FederationLoop, evaluator: CentralEvaluator, setup: ServerSetu
             plan,
             loop.defence,
             loop.state.rows,
-            data,
-            attack_success=attack_success(plan, evaluator.model, data),
+            world.parts,
+            attack_success=attack_success(plan, evaluator.model, dataset),
             certificates=_certificates(loop),
         ),
         versions={name: metadata.version(name) for name in ("fedsec", "flwr", "torch", "opacus", "numpy")},

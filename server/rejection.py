@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from fedsec.data.base import Dataset
 from fedsec.data.federated import FederatedData
 from fedsec.defence import Defence
 from fedsec.models.evaluation import evaluate
@@ -23,7 +24,7 @@ _HARMLESS = "denormal"  # malformed, but a number like any other
 
 
 def rejection_report(
-    plan: Plan, defence: Defence, rows: Sequence[RoundRow], data: FederatedData, *, attack_success: float | None,
+    plan: Plan, defence: Defence, rows: Sequence[RoundRow], data: FederatedData | None, *, attack_success: float | None,
     certificates: Mapping[str, str],
 ) -> RejectionReport | None:  # fmt: skip
     """The report; None where no rule rejects, nobody was named and nobody attacks.
@@ -32,7 +33,7 @@ def rejection_report(
         plan: what was run.
         defence: as it is after the last round.
         rows: all rounds.
-        data: of the simulation; its label counts give each client's skew.
+        data: of the simulation; its label counts give each client's skew. None: nobody knows them.
         attack_success: share of the attacker's aim that the released model gives, where the attack has one.
         certificates: client id → serial number of its certificate, where clients have any.
     """
@@ -41,11 +42,10 @@ def rejection_report(
         return None
     attackers = sorted(defence.attackers)
     rounds = [_judged(row, plan, defence.attackers, named) for row in rows]
-    skew = label_skew(data.histogram())
     quality = rejection_quality(
         rounds,
         attackers=attackers,
-        skew={client_name(place): float(value) for place, value in enumerate(skew)},
+        skew=None if data is None else {client_name(place): float(value) for place, value in enumerate(label_skew(data.histogram()))},
         provable=attackers if _is_provable(plan) and any(one.attacking for one in rounds) else (),
         named=[item.client_id for item in named],
     )
@@ -116,11 +116,10 @@ def _rejected(
     )
 
 
-def attack_success(plan: Plan, model: Model, data: FederatedData) -> float | None:
+def attack_success(plan: Plan, model: Model, dataset: Dataset) -> float | None:
     """Share of the test records concerned that the model classifies as the attackers want; None for attacks without such an aim."""
     if plan.attack.name == "none" or not CATALOGUE[plan.attack.name].poisons_records:
         return None
-    dataset = data.dataset
     x, wanted = attack_records(plan.attack, dataset.x_test, dataset.y_test, num_classes=dataset.num_classes)
     if not len(x):
         return None

@@ -22,6 +22,7 @@ class Session:
         on_start: told the rows that a resumed run already has.
         on_round: told every round as it ends.
         on_answers: told (answers so far, clients asked) while a round waits.
+        note: told, in a sentence, what an operator should know.
         stop: set it to end the run with a usable result.
         result: the run's result, once it has one.
     """
@@ -29,6 +30,7 @@ class Session:
     on_start: Callable[[tuple[RoundRow, ...]], None] = lambda _rows: None
     on_round: Callable[[RoundRow], None] = lambda _row: None
     on_answers: Callable[[int, int], None] = lambda _answered, _asked: None
+    note: Callable[[str], None] = lambda _text: None
     stop: threading.Event = field(default_factory=threading.Event)
     result: RunResult | None = None
 

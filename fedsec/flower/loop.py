@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -26,22 +26,21 @@ from fedsec.checkpoint import CheckpointStore
 from fedsec.codec import digest_json
 from fedsec.defence import Defence
 from fedsec.errors import PeerError, RoundAborted
+from fedsec.flower.attendance import Attendance
 from fedsec.flower.exchange import StopRequested, exchange
+from fedsec.flower.muster import Muster
 from fedsec.flower.records import (
-    DESCRIBE,
     EVALUATE,
     PERSONALISE,
     TRAIN,
-    About,
     RoundRequest,
     arrays_to_record,
     make_request,
     plan_to_canonical,
-    read_about,
     read_site_metrics,
     read_update,
+    sender_of,
 )
-from fedsec.flower.roster import RosterOffers
 from fedsec.flower.stages import RoundInput, SecureOutcome, SecureRounds
 from fedsec.flower.state import ServerState
 from fedsec.plan.model import Plan
@@ -51,9 +50,6 @@ from fedsec.robust.validation import MAX_BATCH_SIZE, ValidUpdate, validate_updat
 from fedsec.vectors import FloatArray, Layout, arrays_digest
 
 Segments = tuple[tuple[float, float, int], ...]
-
-JOIN_POLL_S = 0.05
-"""Pause between two looks at who is online, while clients are still joining."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +82,7 @@ class LoopServices:
         on_round: told every finished round.
         on_answers: told (answers so far, clients asked) while a round waits.
         stop: set to end the run after the current wait.
+        note: told, in a sentence, what an operator should know.
         keep_evidence: keeps what a client's message shows, and says where: (round, client id, reason, reply) → path in the result folder.
     """
 
@@ -94,6 +91,7 @@ class LoopServices:
     on_round: Callable[[RoundRow], None]
     stop: threading.Event
     on_answers: Callable[[int, int], None] = lambda _answered, _asked: None
+    note: Callable[[str], None] = lambda _text: None
     keep_evidence: Callable[[int, str, str, Message], str] = lambda _round, _client, _reason, _reply: ""
 
 
@@ -115,7 +113,9 @@ class FederationLoop:
         simulation_dir: told to simulated clients.
         secure: secure aggregation; None where updates travel in clear.
         root_update: the server's own model difference on its trusted records, for a rule that needs one; None: it has none.
+        attendance: who may take part; None in a simulation.
         clients: client id → node id, after :meth:`join`.
+        muster: knows them; made by :meth:`join`.
     """
 
     grid: Grid
@@ -131,7 +131,9 @@ class FederationLoop:
     simulation_dir: str = ""
     secure: SecureRounds | None = None
     root_update: Callable[[FloatArray, int], npt.NDArray[np.float64]] | None = None
+    attendance: Attendance | None = None
     clients: dict[str, int] = field(default_factory=dict)
+    muster: Muster | None = None
 
     def run(self) -> bool:
         """All rounds that are left; True if they were all run, False if someone asked to stop.
@@ -149,65 +151,50 @@ class FederationLoop:
         return True
 
     def join(self) -> None:
-        """Wait for the federation's nodes and learn their client ids; an id that two nodes claim belongs to neither."""
-        federation = self.plan.federation
-        deadline = time.monotonic() + federation.join_timeout_s
-        node_ids: list[int] = []
-        while len(node_ids) < federation.num_clients and time.monotonic() < deadline:
-            node_ids = sorted(self.grid.get_node_ids())
-            if self.services.stop.wait(0 if len(node_ids) >= federation.num_clients else JOIN_POLL_S):
-                raise StopRequested
-        request = self._request(0, "")
-        messages = [make_request(request, node_id=node_id, message_type=DESCRIBE) for node_id in node_ids]
-        claims: dict[str, list[int]] = {}
-        faults: list[str] = []
-        for reply in exchange(self.grid, messages, timeout_s=federation.round_timeout_s, stop=self.services.stop):
-            try:
-                about = self._about(reply, DESCRIBE)
-                if not 1 <= about.batch_size <= self.weight_limit:
-                    raise PeerError(
-                        about.client_id, DESCRIBE, f"declares a batch size of {about.batch_size}, at most {self.weight_limit} is allowed"
-                    )
-            except PeerError as error:
-                faults.append(str(error))  # a node that cannot say who it is, or is not as the plan provides, takes no part
-                continue
-            claims.setdefault(about.client_id, []).append(reply.metadata.src_node_id)
-        self.clients = {name: nodes[0] for name, nodes in sorted(claims.items()) if len(nodes) == 1}
-        if self.secure is not None:
-            faults += self._hand_out_roster()
-        if len(self.clients) < federation.min_clients:
-            first = f"; the first fault was: {faults[0]}" if faults else ""
-            raise RoundAborted(f"{len(self.clients)} of {len(node_ids)} nodes joined, {federation.min_clients} are needed{first}")
+        """Wait for the federation's nodes and learn their client ids.
 
-    def _hand_out_roster(self) -> list[str]:
-        """Give every client the CA's list; who does not take it takes no part."""
-        if self.secure is None:
-            return []
-        offers = RosterOffers(
-            grid=self.secure.grid,
-            membership=self.secure.membership,
-            log=self.secure.log,
-            timeout_s=self.plan.federation.round_timeout_s,  # once a run, and engines may still be starting
-            stop=self.services.stop,
-            now_s=self.secure.now_s,
-        )
-        faults = offers.hand_out(self._request(0, ""), self.clients)
-        for name in faults:
-            del self.clients[name]
-        return [f"{name}: {reason}" for name, reason in sorted(faults.items())]
+        Raises:
+            RoundAborted: too few clients joined.
+            StopRequested: someone asked the run to stop.
+        """
+        muster = self._muster()
+        found = muster.join()
+        if len(self.clients) < self.plan.federation.min_clients:
+            first = f"; the first fault was: {muster.faults[0]}" if muster.faults else ""
+            raise RoundAborted(f"{len(self.clients)} of {found} nodes joined, {self.plan.federation.min_clients} are needed{first}")
+
+    def _muster(self) -> Muster:
+        if self.muster is None:
+            self.muster = Muster(
+                grid=self.grid,
+                federation=self.plan.federation,
+                request=self._request(0, ""),
+                secure=self.secure,
+                attendance=self.attendance,
+                weight_limit=self.weight_limit,
+                stop=self.services.stop,
+                note=self.services.note,
+                clients=self.clients,
+            )
+        return self.muster
 
     def one_round(self, server_round: int) -> None:
         """One round, in clear or masked, to its checkpoint."""
-        if len(set(self.clients) - self.defence.excluded) < self.plan.federation.min_clients:
+        muster = self._muster()
+        muster.refresh(self.plan.federation.min_clients)
+        gone, present = muster.gone(), muster.present()
+        if len(set(present) - self.defence.excluded) < self.plan.federation.min_clients:
+            left = f"; revoked: {', '.join(sorted(gone))}" if gone else ""
             raise RoundAborted(
-                f"too few clients are left before round {server_round}: {len(self.defence.excluded)} are excluded for proven faults"
+                f"too few clients are left before round {server_round}: {len(present)} are here, "
+                f"{len(self.defence.excluded)} are excluded for proven faults{left}"
             )
         if self.secure is not None:
-            self._secure_round(self.secure, server_round)
+            self._secure_round(self.secure, server_round, present, gone)
         else:
-            self._open_round(server_round)
+            self._open_round(server_round, present, gone)
 
-    def _secure_round(self, secure: SecureRounds, server_round: int) -> None:
+    def _secure_round(self, secure: SecureRounds, server_round: int, present: dict[str, int], gone: dict[str, str]) -> None:
         """The sum over whom secure aggregation accepted, applied like any other."""
         started = time.perf_counter()
         arrays = self.layout.unflatten(self.state.vector)
@@ -226,26 +213,26 @@ class FederationLoop:
             terms_hash=bytes.fromhex(terms),
             root=self._root(server_round),
         )
-        outcome = secure.run(given, self.clients)
+        outcome = secure.run(given, present)
         norm = 0.0
         if outcome.total is not None and len(outcome.weights) >= self.plan.federation.min_clients:
             # No cap under masks: above the line none can be applied, and below it alone it would give large clients more than their share.
             norm = self._apply(outcome.total / sum(outcome.weights.values()))
         named = {name: Fault(reason=reason, evidence=outcome.evidence.get(name, "")) for name, reason in outcome.row.named}
         screening = self.defence.finish(server_round, named=named)
-        counts = _secure_counts(outcome, screening, set(everybody))
-        self._finish_round(server_round, counts, norm, started, secagg=outcome.row, screening=screening)
+        counts = _secure_counts(outcome, screening, set(everybody) - gone.keys())
+        self._finish_round(server_round, counts, norm, started, secagg=outcome.row, screening=screening, gone=gone)
 
-    def _open_round(self, server_round: int) -> None:
+    def _open_round(self, server_round: int, present: dict[str, int], gone: dict[str, str]) -> None:
         """Ask, wait, validate, aggregate; the server sees every update."""
         started = time.perf_counter()
-        selected = self.select(server_round)
+        selected = tuple(name for name in self.select(server_round) if name not in gone)
         arrays = self.layout.unflatten(self.state.vector)
         request = self._request(server_round, arrays_digest(arrays))
         record = arrays_to_record(arrays)
         for client_id in selected:  # before asking: who was asked may have spent, whatever comes back
             self.state.asked[client_id] = self.state.asked.get(client_id, 0) + 1
-        replies = self._ask(request, TRAIN, selected, record)
+        replies = self._ask(request, TRAIN, [name for name in selected if name in present], record)
         updates, refused, named = self._validate(server_round, replies, selected)
         if refused and len(refused) == len(selected) == len(self.clients):  # a few asked by lot may all be hostile; all cannot
             raise RoundAborted(f"no client trained in round {server_round}; {refused[0][0]} says: {refused[0][1]}")
@@ -253,15 +240,15 @@ class FederationLoop:
         norm, counted = self._aggregate(updates, server_round)
         screening = self.defence.finish(server_round, named=named)
         counts = Counts(selected=len(selected), valid=counted, refused=tuple(refused), dropped=dropped)
-        self._finish_round(server_round, counts, norm, started, screening=screening)
+        self._finish_round(server_round, counts, norm, started, screening=screening, gone=gone)
 
     def _finish_round(
         self, server_round: int, counts: Counts, update_norm: float, started: float, *, secagg: SecaggRow | None = None,
-        screening: ScreeningRow | None = None,
+        screening: ScreeningRow | None = None, gone: Mapping[str, str],
     ) -> None:  # fmt: skip
         self.state.server_round = server_round
         self.state.remember_tail(self.plan.training, self.plan.federation.rounds)
-        row = replace(self._row(server_round, counts, update_norm, started, secagg), screening=screening)
+        row = replace(self._row(server_round, counts, update_norm, started, secagg), screening=screening, gone=tuple(sorted(gone.items())))
         self.state.rows.append(row)
         self.state.elapsed_s += row.seconds
         self.state.defence = self.defence.to_json()
@@ -286,16 +273,16 @@ class FederationLoop:
         """After the last release: clients fit their personal parameters on their own records and keep them."""
         arrays = self.layout.unflatten(self.state.released())
         request = self._request(self.state.server_round, arrays_digest(arrays))
-        self._ask(request, PERSONALISE, tuple(sorted(self.clients)), arrays_to_record(arrays))
+        self._ask(request, PERSONALISE, tuple(sorted(self._muster().present())), arrays_to_record(arrays))
 
     def evaluate_clients(self) -> dict[str, SiteMetrics]:
         """Each client's own test result, in clear: a release, so only where the plan or the simulation allows it."""
         arrays = self.layout.unflatten(self.state.released())
         request = self._request(self.state.server_round, arrays_digest(arrays))
         results = {}
-        for name, reply in sorted(self._ask(request, EVALUATE, tuple(sorted(self.clients)), arrays_to_record(arrays)).items()):
+        for name, reply in sorted(self._ask(request, EVALUATE, tuple(sorted(self._muster().present())), arrays_to_record(arrays)).items()):
             try:
-                self._about(reply, EVALUATE, expected=name)
+                sender_of(reply, run_id=self.run_id, phase=EVALUATE, expected=name)
                 results[name] = read_site_metrics(reply, sender=name)
             except PeerError:
                 continue  # a client without a usable answer is simply absent from the table
@@ -319,15 +306,6 @@ class FederationLoop:
         replies = exchange(self.grid, messages, timeout_s=timeout_s, stop=self.services.stop, on_answers=on_answers)
         return {nodes[reply.metadata.src_node_id]: reply for reply in replies if reply.metadata.src_node_id in nodes}
 
-    def _about(self, reply: Message, phase: str, *, expected: str | None = None) -> About:
-        sender = expected or f"node {reply.metadata.src_node_id}"
-        if reply.has_error():
-            raise PeerError(sender, phase, f"error reply {reply.error.code}: {(reply.error.reason or '')[:300]}")
-        about = read_about(reply, sender=sender, phase=phase)
-        if about.run_id != self.run_id or (expected is not None and about.client_id != expected):
-            raise PeerError(sender, phase, "the reply is for another run, or from another client")
-        return about
-
     def _validate(
         self, server_round: int, replies: dict[str, Message], selected: Sequence[str]
     ) -> tuple[list[ValidUpdate], list[tuple[str, str]], dict[str, Fault]]:
@@ -338,7 +316,7 @@ class FederationLoop:
                 continue
             about = None
             try:
-                said = self._about(reply, TRAIN, expected=name)
+                said = sender_of(reply, run_id=self.run_id, phase=TRAIN, expected=name)
                 if said.server_round != server_round:
                     raise PeerError(name, TRAIN, "the reply is for another round")
                 about = said

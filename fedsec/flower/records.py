@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import hmac
 import io
 import json
 import math
@@ -25,6 +26,7 @@ from fedsec.errors import DecodeError, PeerError
 from fedsec.plan.load import plan_from_mapping
 from fedsec.plan.model import Plan, plan_to_jsonable
 from fedsec.results import SiteMetrics
+from fedsec.vectors import arrays_digest
 
 TRAIN = "train"
 EVALUATE = "evaluate"
@@ -38,6 +40,12 @@ MAX_RUN_ID_LENGTH = 128
 MAX_ROUNDS = 10**6
 MAX_SEGMENTS = 16
 """Mechanisms in a client's list of spends: a longer one costs the accountant minutes."""
+
+EXPLAINED = {
+    5: "the node went away",
+    7: "its site does not admit this code: have the release signed, and see that the site has its manifest (fedsec release show)",
+}
+"""What some numbers of Flower's error replies mean in a deployment."""
 
 ArrayMap = Mapping[str, npt.NDArray[np.generic]]
 
@@ -156,10 +164,10 @@ def make_request(request: RoundRequest, *, node_id: int, message_type: str, arra
 
 
 def read_request(message: Message) -> tuple[RoundRequest, dict[str, npt.NDArray[np.generic]]]:
-    """What a client was asked, and the arrays that came along.
+    """What a client was asked, and the arrays that came along: exactly those whose hash the request names.
 
     Raises:
-        DecodeError: not a request of this protocol.
+        DecodeError: not a request of this protocol, or other arrays.
     """
     config = message.content.config_records.get("config")
     if config is None:
@@ -179,7 +187,12 @@ def read_request(message: Message) -> tuple[RoundRequest, dict[str, npt.NDArray[
         raise DecodeError("server_round or attempt is out of range")
     request = RoundRequest(plan_json=fields.pop("plan"), **fields)
     record = message.content.array_records.get("model")
-    return request, record_to_arrays(record) if record is not None else {}
+    if record is None:
+        return request, {}
+    arrays = record_to_arrays(record)
+    if not hmac.compare_digest(arrays_digest(arrays), request.model_hash.encode("ascii", "replace").decode()):
+        raise DecodeError("the model is not the one whose hash the request names")
+    return request, arrays
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +251,30 @@ def read_about(message: Message, *, sender: str, phase: str) -> About:
         raise PeerError(sender, phase, f"client id is not 1..{MAX_CLIENT_ID_LENGTH} printable characters")
     fields["segments"] = _read_segments(fields["segments"], sender, phase)
     return About(**fields)
+
+
+def sender_of(reply: Message, *, run_id: str, phase: str, expected: str | None = None) -> About:
+    """The public constants of a reply in this run, from the client that was asked.
+
+    Args:
+        reply: as it came.
+        run_id: of the run.
+        phase: for the error.
+        expected: client id that was asked, where the server knows it.
+
+    Raises:
+        PeerError: an error reply, a malformed one, or one for another run or from another client.
+    """
+    sender = expected or f"node {reply.metadata.src_node_id}"
+    if reply.has_error():
+        known = f"{EXPLAINED[reply.error.code]}; " if reply.error.code in EXPLAINED else ""
+        raise PeerError(sender, phase, f"{known}error reply {reply.error.code}: {(reply.error.reason or '')[:300]}")
+    about = read_about(reply, sender=sender, phase=phase)
+    if about.run_id != run_id:
+        raise PeerError(sender, phase, "the reply is for another run")
+    if expected is not None and about.client_id != expected:
+        raise PeerError(sender, phase, f"the reply says that it is from another client: {about.client_id!r}")
+    return about
 
 
 def _read_segments(text: str, sender: str, phase: str) -> tuple[tuple[float, float, int], ...]:

@@ -118,6 +118,7 @@ class RoundRow:
         site_accuracy: accuracy by natural owner of the test records, where there are any.
         secagg: how secure aggregation went; None without it.
         screening: what the rule and the reputation said; None where no rule ran.
+        gone: (client_id, reason) of clients on the list that took no part any more: their certificates were revoked.
     """
 
     server_round: int
@@ -137,6 +138,7 @@ class RoundRow:
     site_accuracy: dict[str, float] | None = None
     secagg: SecaggRow | None = None
     screening: ScreeningRow | None = None
+    gone: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if self.server_round < 1:
@@ -149,7 +151,10 @@ class RoundRow:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, strict JSON."""
-        return dump(_ROUND, self)
+        written = dump(_ROUND, self)
+        if not self.gone:
+            del written["gone"]  # rounds of a simulation are spelt as they were before there was any other
+        return written
 
     @classmethod
     def from_json(cls, value: Any, what: str = "round") -> RoundRow:
@@ -158,7 +163,7 @@ class RoundRow:
         Raises:
             DecodeError: not the JSON of this record.
         """
-        return build(cls, _ROUND, value, what)
+        return build(cls, _ROUND, {"gone": [], **value} if isinstance(value, dict) else value, what)
 
 
 _COHORT: Table = {
@@ -198,4 +203,5 @@ _ROUND: Table = {
     "site_accuracy": SITES,
     "secagg": optional(Codec(SecaggRow.to_json, SecaggRow.from_json)),
     "screening": optional(Codec(ScreeningRow.to_json, ScreeningRow.from_json)),
+    "gone": REJECTIONS,
 }

@@ -22,11 +22,11 @@ from client.app import app
 from client.secagg import _PHASES as CALL_PHASES
 from fedsec.clientstore.inspect import read_ledger
 from fedsec.clientstore.store import ClientStore
-from fedsec.data.federated import federated_data
 from fedsec.defence import Defence
 from fedsec.errors import FedsecError, PeerError
 from fedsec.flower import compat, records
 from fedsec.flower.secure_records import ROSTER, STAGES, RosterOffer, RosterReply, make_stage_request, stage_type
+from fedsec.flower.signed import SIGNATURE_RECORD, sign_request
 from fedsec.flower.stages import RoundInput
 from fedsec.identity.ca import CertificateAuthority
 from fedsec.identity.roster import Roster, make_roster
@@ -57,6 +57,7 @@ from fedsec.translog.log import TransparencyLog
 from fedsec.vectors import arrays_digest
 from server.secure import build_secure_rounds
 from server.session import Session
+from server.simulated import simulated_world
 
 SIGMA = 8.0
 BASE = ["robust.rule=mean", "attack.name=none",
@@ -82,11 +83,6 @@ def identities(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ca") / "identities"
     ensure_identities(folder, [client_name(p) for p in range(4)], cohort_size=PLAN.secagg.cohort_size, now=datetime.now(UTC))
     return folder
-
-
-@pytest.fixture(scope="module")
-def data():
-    return federated_data(PLAN.data, num_clients=4, seed=PLAN.federation.seed)
 
 
 class Attempt:
@@ -134,13 +130,15 @@ class Attempt:
 class Story:
     """One run: identities, log, clients 0 to 3 of the cohort, which are partitions 0 to 3."""
 
-    def __init__(self, path, identities, data, cleanup, plan=PLAN):
+    def __init__(self, path, identities, cleanup, plan=PLAN):
         self.plan = plan
         self.folder = prepare_run_folder(path / "run", plan, resume=False)
         shutil.copytree(identities, self.folder.path / "identities")
         self.identities = self.folder.path / "identities"
+        world = simulated_world(plan, self.folder)
+        self.server = world.federation.identity()
         self.secure = build_secure_rounds(
-            None, plan, self.folder, data, dimension=DIMENSION, noise_multiplier=SIGMA, defence=Defence(plan=plan, noise_stddev=0.0),
+            None, plan, self.folder, world, dimension=DIMENSION, noise_multiplier=SIGMA, defence=Defence(plan=plan, noise_stddev=0.0),
             session=Session(), cleanup=cleanup,
         )  # fmt: skip
         self.contexts = {p: self.context(p, {"partition-id": p, "num-partitions": 4}) for p in range(4)}
@@ -167,7 +165,9 @@ class Story:
             message = make_stage_request(request, body, node_id=1000 + index, message_type=message_type, arrays=record)
         self.messages += 1
         compat.assign_message_id(message, f"m{self.messages}")
-        return app(message=message, context=context or self.contexts[index])
+        context = context or self.contexts[index]
+        message.content[SIGNATURE_RECORD] = sign_request(message, self.server, flower_run_id=context.run_id, signed_at=datetime.now(UTC))
+        return app(message=message, context=context)
 
     def stage(self, index, phase, body, *, of=None, arrays=MODEL, context=None, **changes):
         """The body of the client's answer in one stage, of the round of a CONFIG."""
@@ -236,10 +236,10 @@ def terms_of(request):
 
 
 @pytest.fixture
-def story(tmp_path, identities, data, monkeypatch):
+def story(tmp_path, identities, monkeypatch):
     monkeypatch.setenv("FEDSEC_SIMULATION", "1")
     with contextlib.ExitStack() as cleanup, compat.task_identity(7):
-        yield Story(tmp_path, identities, data, cleanup).hand_out()
+        yield Story(tmp_path, identities, cleanup).hand_out()
 
 
 def without(parts, sender, of=lambda part: part.sender):
@@ -914,9 +914,8 @@ def no_torch(where):
     assert "torch" not in sys.modules, where
 here = Path(sys.argv[3])
 os.environ["FEDSEC_SIMULATION"] = "1"
-data = stories.federated_data(stories.PLAN.data, num_clients=4, seed=stories.PLAN.federation.seed)
 with contextlib.ExitStack() as cleanup, compat.task_identity(7):
-    story = stories.Story(here, here / "ca", data, cleanup)
+    story = stories.Story(here, here / "ca", cleanup)
     no_torch("start")
     story.hand_out()
     no_torch("roster")

@@ -18,7 +18,6 @@ from flwr.serverapp import ServerApp
 from client.app import app as honest_app
 from fedsec.checkpoint import CheckpointStore
 from fedsec.clientstore.inspect import read_ledger
-from fedsec.data.federated import federated_data
 from fedsec.defence import Defence
 from fedsec.errors import RoundAborted, StorageError
 from fedsec.files import sha256_file
@@ -51,6 +50,7 @@ from fedsec.translog.proof import verify_log_proof
 from fedsec.vectors import Layout
 from server.secure import build_secure_rounds
 from server.session import Session
+from server.simulated import simulated_world
 
 SIGMA = 8.0
 LAYOUT = Layout((("bias", (10,)), ("weight", (10, 64))))
@@ -87,20 +87,20 @@ def run(tmp_path, certified, monkeypatch):
         folder = prepare_run_folder(tmp_path / name, plan, resume=True)
         if plan.secagg.enabled and not (folder.path / "identities").exists():
             shutil.copytree(certified(plan.federation.num_clients, plan.secagg.cohort_size), folder.path / "identities")
-        data = federated_data(plan.data, num_clients=plan.federation.num_clients, seed=plan.federation.seed)
         rows, out, server = [], {}, ServerApp()
 
         @server.main()
         def main(grid, context):
             with contextlib.ExitStack() as cleanup:
-                secure, loop_grid = None, wrap(grid)
+                world = simulated_world(plan, folder)
+                secure, loop_grid = None, world.way(wrap(grid))
                 defence = Defence(plan=plan, noise_stddev=0.0)
                 if plan.secagg.enabled:
                     secure = build_secure_rounds(
                         loop_grid,
                         plan,
                         folder,
-                        data,
+                        world,
                         dimension=LAYOUT.size,
                         noise_multiplier=SIGMA,
                         defence=defence,
