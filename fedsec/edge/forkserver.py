@@ -1,0 +1,287 @@
+"""A process that has flwr, torch and the client's modules loaded, and forks a copy for every ``flwr-clientapp`` that is asked for.
+
+1. It loads, never computes: one thread, no channel, no pool. A second thread or an OpenMP region before a fork can hang the copy.
+2. A copy runs flwr's own console entry point with the caller's arguments, environment, folder and streams; its generators are seeded anew.
+3. A copy dies with this process (``PR_SET_PDEATHSIG``) and is asked to end when its caller is gone.
+4. Only processes of the same user are served: the socket lies in a private folder, and the system says who connects.
+
+``python -P -m fedsec.edge.forkserver FOLDER [MODULE | MODULE:FUNCTION …]``
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import importlib.metadata
+import json
+import os
+import random
+import selectors
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fedsec.edge.shim import SOCKET
+
+ENTRY_POINT = "flwr-clientapp"
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+MAX_REQUEST_BYTES = 4 * 1024 * 1024
+READ_TIMEOUT_S = 5.0
+GRACE_S = 5.0
+"""How long a copy whose caller is gone may take to end."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(eq=False)
+class _Copy:
+    pid: int
+    pidfd: int
+    caller: socket.socket
+    kill_at: float | None = None
+
+
+class ForkServer:
+    """Serves one socket.
+
+    Args:
+        folder: private; the socket is made in it.
+        run: what a copy runs; it may raise SystemExit.
+    """
+
+    def __init__(self, folder: Path, run: Callable[[], Any]) -> None:
+        self._run = run
+        self._copies: dict[int, _Copy] = {}
+        self._selector = selectors.EpollSelector()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        os.chdir(folder)  # a socket's address has 107 bytes at most, a path may have more
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(SOCKET)
+        self._listener.bind(f"{SOCKET}.new")
+        Path(f"{SOCKET}.new").chmod(0o600)
+        self._listener.listen(64)
+        Path(f"{SOCKET}.new").rename(SOCKET)  # it is there once it answers
+        self._selector.register(self._listener, selectors.EVENT_READ, None)
+
+    def serve(self) -> NoReturn:
+        """Serve until this process is ended."""
+        while True:
+            deadlines = [copy.kill_at for copy in self._copies.values() if copy.kill_at is not None]
+            timeout = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+            for key, _ in self._selector.select(timeout):
+                if key.data is None:
+                    self._accept()
+                elif key.data.pidfd == key.fd:
+                    self._reap(key.data)
+                elif key.data.pid in self._copies:
+                    self._hang_up(key.data)
+            for copy in list(self._copies.values()):
+                if copy.kill_at is not None and time.monotonic() >= copy.kill_at:
+                    _signal(copy, signal.SIGKILL)
+                    copy.kill_at = None
+
+    def _accept(self) -> None:
+        caller, _ = self._listener.accept()
+        caller.settimeout(READ_TIMEOUT_S)
+        descriptors: list[int] = []
+        try:
+            request = _read_request(caller, descriptors)
+            pid = self._fork(request, descriptors, caller)
+            copy = _Copy(pid, os.pidfd_open(pid), caller)
+            caller.settimeout(READ_TIMEOUT_S)
+            self._copies[pid] = copy
+            self._selector.register(copy.pidfd, selectors.EVENT_READ, copy)
+            self._selector.register(caller, selectors.EVENT_READ, copy)
+            caller.sendall(b"%d\n" % pid)
+        except (OSError, ValueError):
+            traceback.print_exc()
+            if not any(copy.caller is caller for copy in self._copies.values()):
+                caller.close()
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _fork(self, request: dict[str, Any], descriptors: Sequence[int], caller: socket.socket) -> int:
+        entropy, parent = os.urandom(32), os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            foreign = [self._listener.fileno(), caller.fileno(), self._selector.fileno()]
+            for copy in self._copies.values():
+                foreign += [copy.pidfd, copy.caller.fileno()]
+            _live(self._run, request, descriptors, foreign, parent, entropy)
+        return pid
+
+    def _reap(self, copy: _Copy) -> None:
+        _, status = os.waitpid(copy.pid, 0)
+        for item in (copy.pidfd, copy.caller):
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(item)
+        os.close(copy.pidfd)
+        del self._copies[copy.pid]
+        with contextlib.suppress(OSError):
+            copy.caller.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+        copy.caller.close()
+
+    def _hang_up(self, copy: _Copy) -> None:
+        """The caller sends nothing more, so this is its end: ask the copy to end too."""
+        self._selector.unregister(copy.caller)
+        copy.kill_at = time.monotonic() + GRACE_S
+        _signal(copy, signal.SIGTERM)
+
+
+def _signal(copy: _Copy, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(copy.pidfd, number)
+
+
+def _read_request(caller: socket.socket, descriptors: list[int]) -> dict[str, Any]:
+    """Arguments, environment, folder; the streams go to ``descriptors``, which the caller closes.
+
+    Raises:
+        ValueError: another user, or not a request.
+        OSError: it did not come in time.
+    """
+    credentials = caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    if struct.unpack("3i", credentials)[1] != os.getuid():
+        raise ValueError("another user asked for a process")
+    head, found, _, _ = socket.recv_fds(caller, 4, 3)
+    descriptors += found
+    size = int.from_bytes(head, "big")
+    if len(head) != 4 or len(found) != 3 or not 0 < size <= MAX_REQUEST_BYTES:
+        raise ValueError("not a request for a process")
+    data = bytearray()
+    while len(data) < size:
+        piece = caller.recv(size - len(data))
+        if not piece:
+            raise ValueError("a request that ends early")
+        data += piece
+    request = json.loads(data)
+    if not isinstance(request, dict) or set(request) != {"arguments", "cwd", "environ"}:
+        raise ValueError("not a request for a process")
+    return request
+
+
+# --- The copy's side ------------------------------------------------------------------------------------------------------------
+
+
+def _live(
+    run: Callable[[], Any], request: dict[str, Any], streams: Sequence[int], foreign: Sequence[int], parent: int, entropy: bytes
+) -> NoReturn:  # fmt: skip
+    """The whole life of a copy; ends with ``os._exit``, so nothing that the parent registered runs twice."""
+    code = 1
+    try:
+        _detach(streams, foreign, parent)
+        _seed_generators(entropy)
+        os.environ.clear()
+        os.environ.update(request["environ"])
+        os.chdir(request["cwd"])
+        sys.argv = [ENTRY_POINT, *request["arguments"]]
+        code = _exit_code(run)
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
+    except BaseException:  # noqa: BLE001 - the last chance to say anything
+        with contextlib.suppress(OSError, ValueError):
+            traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(code)
+
+
+def _exit_code(run: Callable[[], Any]) -> int:
+    """Run, and say what Python itself would exit with."""
+    try:
+        run()
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return (end.code or 0) & 0xFF
+        print(end.code, file=sys.stderr)  # noqa: T201 - as Python does
+        return 1
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    return 0
+
+
+def _detach(streams: Sequence[int], foreign: Sequence[int], parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    for descriptor in foreign:
+        os.close(descriptor)
+    for target, stream in enumerate(streams):
+        os.dup2(stream, target)
+    for stream in streams:
+        if stream > 2:
+            os.close(stream)
+
+
+def _seed_generators(entropy: bytes) -> None:
+    """Global generators are copied by a fork: without this all copies draw the same numbers."""
+    random.seed(entropy)
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed([int.from_bytes(entropy[at : at + 4], "little") for at in (0, 4, 8, 12)])
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.manual_seed(int.from_bytes(entropy[16:24], "little"))
+
+
+# --- Start ------------------------------------------------------------------------------------------------------------------------
+
+
+def preload(names: Sequence[str]) -> None:
+    """Import modules, or call ``module:function``; one that fails is named on stderr and left out, for a cold start would say why."""
+    for name in names:
+        module, _, function = name.partition(":")
+        try:
+            found = importlib.import_module(module)
+            if function:
+                getattr(found, function)()
+        except Exception:  # noqa: BLE001 - the modules are the operator's choice
+            print(f"cannot preload {name}", file=sys.stderr)  # noqa: T201 - the agent keeps this in a log
+            traceback.print_exc()
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
+
+
+def _threads() -> int:
+    """Of this process, those of native libraries included."""
+    with contextlib.suppress(OSError):
+        return sum(1 for _ in Path("/proc/self/task").iterdir())
+    return threading.active_count()
+
+
+def main() -> None:
+    """Load, then serve."""
+    folder, *names = sys.argv[1:]
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for variable in THREAD_VARIABLES:  # read by the numeric libraries when they are loaded
+        os.environ[variable] = "1"
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name=ENTRY_POINT)
+    run = entry.load()
+    preload(names)
+    gc.collect()
+    gc.freeze()  # pages of what is loaded stay shared
+    if (threads := _threads()) > 1:
+        print(f"{threads} threads after loading; a copy may hang", file=sys.stderr)  # noqa: T201 - kept in a log
+    ForkServer(Path(folder), run).serve()
+
+
+if __name__ == "__main__":
+    main()
