@@ -481,6 +481,16 @@ class UnregisterNodeRequest(google.protobuf.message.Message):
 Global___UnregisterNodeRequest: typing_extensions.TypeAlias = UnregisterNodeRequest
 
 @typing.final
+class UnregisterNodeResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___UnregisterNodeResponse: typing_extensions.TypeAlias = UnregisterNodeResponse
+
+@typing.final
 class ListNodesRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

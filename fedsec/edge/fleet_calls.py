@@ -1,0 +1,144 @@
+"""What may stand in a forwarded call: the body speaks of the certificate's node and of nobody else, a message goes to the ServerApp only.
+
+1. Flower checks that the caller is the node it names, and then believes the message inside: any node can command another by pushing a
+   message that claims to be the server's. Here a pushed message is from the certificate's node, to the ServerApp, and answers one.
+2. Bodies are decoded with the same field numbers and types as Flower's, by the same library: what is checked is what the SuperLink
+   reads. A test compares both on hostile bytes. The bytes that were checked are forwarded as they came.
+3. Flower's headers are text of a form that cannot break out of an HTTP header; the key in them is the certificate's.
+
+Source: flwr 1.41, ``superlink/routers/fleet``; design note FLOWER, "Holes inside a federation of authenticated nodes".
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cryptography.hazmat.primitives import serialization
+from google.protobuf.message import DecodeError as ProtobufError
+
+from fedsec.edge import fleet_pb2, paths
+from fedsec.edge.refusal import Reason, Refused
+from fedsec.edge.signing import Call
+from fedsec.signing import decode_public_key
+
+SERVER_APP_NODE_ID = 1
+"""Flower's node id of the ServerApp."""
+
+_TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?\+00:00", re.ASCII)
+_BASE64 = re.compile(r"[A-Za-z0-9+/]{40,200}={0,2}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node as the gateway knows it.
+
+    Attributes:
+        client_id: from its certificate.
+        public_key: 33 bytes.
+        node_id: the SuperLink's id for its key.
+    """
+
+    client_id: str
+    public_key: bytes
+    node_id: int
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def flower_public_key(public_key: bytes) -> bytes:
+    """A key as Flower writes it: PEM.
+
+    Raises:
+        SignatureError: not a key.
+    """
+    key = decode_public_key(public_key)
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def public_key_header(public_key: bytes) -> str:
+    """A key as Flower writes it into its header: base64 of the PEM."""
+    return base64.b64encode(flower_public_key(public_key)).decode("ascii")
+
+
+def check_headers(call: Call, public_key: bytes) -> None:
+    """Refuse headers that are not this node's.
+
+    Raises:
+        Refused: another key, or text of another form.
+    """
+    if call.public_key != public_key_header(public_key):
+        raise Refused(Reason.PUBLIC_KEY, "Flower's key is not the certificate's")
+    if not _TIMESTAMP.fullmatch(call.timestamp) or not _BASE64.fullmatch(call.flower_signature):
+        raise Refused(Reason.MALFORMED, "Flower's time stamp or signature is not of its form")
+
+
+def check_body(path: str, body: bytes, node: Node) -> None:
+    """Refuse a body that speaks of another node, or a message that does not go from the node to the ServerApp.
+
+    Args:
+        path: one of ``paths.BODY_LIMITS``.
+        body: the whole.
+        node: the certificate's.
+
+    Raises:
+        Refused: says what is wrong; nothing of the body is repeated.
+    """
+    kind, check = _CHECKS[path]
+    try:
+        request = kind.FromString(body)
+    except (ProtobufError, ValueError):
+        raise Refused(Reason.MALFORMED, "the body is not a message of this path") from None
+    check(request, node)
+
+
+def _check_same(claimed: int, node: Node) -> None:
+    if claimed != node.node_id:
+        raise Refused(Reason.NODE, "the body names another node than the certificate's")
+
+
+def _check_activation(request: fleet_pb2.ActivateNodeRequest, node: Node) -> None:
+    if request.public_key != flower_public_key(node.public_key):
+        raise Refused(Reason.PUBLIC_KEY, "the body's key is not the certificate's")
+
+
+def _check_deactivation(request: fleet_pb2.DeactivateNodeRequest, node: Node) -> None:
+    _check_same(request.node_id, node)
+
+
+def _check_node(request: Any, node: Node) -> None:
+    _check_same(request.node.node_id, node)
+
+
+def _check_push(request: fleet_pb2.PushMessagesRequest, node: Node) -> None:
+    _check_same(request.node.node_id, node)
+    if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
+        raise Refused(Reason.MESSAGE, "a push holds exactly one message and the tree of its objects")
+    metadata = request.messages_list[0].metadata
+    if metadata.src_node_id != node.node_id:
+        raise Refused(Reason.MESSAGE, "the message's source is another node: no node speaks for another or for the server")
+    if metadata.dst_node_id != SERVER_APP_NODE_ID:
+        raise Refused(Reason.MESSAGE, "the message does not go to the ServerApp: no node commands another")
+    if not metadata.reply_to_message_id:
+        raise Refused(Reason.MESSAGE, "the message answers none")
+    if not metadata.message_id or request.message_object_trees[0].object_id != metadata.message_id:
+        raise Refused(Reason.MESSAGE, "the tree of objects is not the message's")
+
+
+_CHECKS: Mapping[str, tuple[Any, Callable[[Any, Node], None]]] = {
+    paths.ACTIVATE_NODE: (fleet_pb2.ActivateNodeRequest, _check_activation),
+    paths.DEACTIVATE_NODE: (fleet_pb2.DeactivateNodeRequest, _check_deactivation),
+    paths.SEND_NODE_HEARTBEAT: (fleet_pb2.SendNodeHeartbeatRequest, _check_node),
+    paths.PULL_MESSAGES: (fleet_pb2.PullMessagesRequest, _check_node),
+    paths.PUSH_MESSAGES: (fleet_pb2.PushMessagesRequest, _check_push),
+    paths.GET_RUN: (fleet_pb2.GetRunRequest, _check_node),
+    paths.GET_FAB: (fleet_pb2.GetFabRequest, _check_node),
+    paths.PUSH_OBJECT: (fleet_pb2.PushObjectRequest, _check_node),
+    paths.PULL_OBJECT: (fleet_pb2.PullObjectRequest, _check_node),
+    paths.CONFIRM_MESSAGE_RECEIVED: (fleet_pb2.ConfirmMessageReceivedRequest, _check_node),
+}
+assert _CHECKS.keys() == paths.BODY_LIMITS.keys()

@@ -1,0 +1,302 @@
+"""The gateway's side of the edge protocol: every call is checked anew, refused with a reason, or forwarded to the SuperLink.
+
+In this order, for each forwarded call:
+
+1. TLS 1.3, a node's certificate that is valid now and not revoked (``trust``); calls a second and at a time (``limits``).
+2. The head: the path is on the list, the size within the path's limit, the session is this key's, the counter is fresh, the signature
+   covers all of it and the body's hash, Flower's key is the certificate's. Not a byte of the body was taken so far.
+3. The body: paid for, in time, of the size and hash that was signed; it names the certificate's node only (``fleet_calls``).
+4. What the node confirmed is forgotten; PullMessages is held (``pulling``), everything else forwarded as it came.
+
+A call that is refused leaves one audit line with the reason and changes nothing. The counter is used up by the signature's check.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from fedsec.edge import edge_pb2, paths
+from fedsec.edge.fleet_calls import Node, check_body, check_headers
+from fedsec.edge.gateway_state import GatewayState
+from fedsec.edge.pulling import Forwarded, pull_messages
+from fedsec.edge.refusal import Reason, Refused
+from fedsec.edge.service import pieces
+from fedsec.edge.signing import DELIVERY_BYTES, MAX_CHUNK_BYTES, NONCE_BYTES, SESSION_ID_BYTES, Call, sign_hello, verify_call
+from fedsec.edge.upstream import UpstreamError
+from fedsec.errors import CertificateError, FedsecError, SignatureError
+from fedsec.identity.tls import check_tls13, peer_certificate
+from fedsec.identity.verify import VerifiedPeer
+
+_HASH_BYTES = 32
+_THREAD_ABOVE = MAX_CHUNK_BYTES
+_MAX_VERSION = 64
+
+
+@dataclass(eq=False)
+class Running:
+    """A call that runs: whose, and how to end it.
+
+    Attributes:
+        peer: the caller.
+        task: runs the call.
+        revoked: the call was cut because the certificate was revoked.
+        facts: what its audit line says.
+    """
+
+    peer: VerifiedPeer
+    task: asyncio.Task[Any]
+    revoked: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class EdgeService:
+    """Handlers of the gRPC service.
+
+    Args:
+        state: of the gateway.
+    """
+
+    def __init__(self, state: GatewayState) -> None:
+        self._state = state
+        self._running: set[Running] = set()
+
+    def cut_revoked(self) -> int:
+        """End the running calls of certificates that are revoked by now; says how many."""
+        cut = 0
+        for call in [call for call in self._running if self._state.trust.is_revoked(call.peer.serial_number)]:
+            if not call.revoked:
+                call.revoked = True
+                call.task.cancel()
+                cut += 1
+        return cut
+
+    async def hello(self, request: edge_pb2.HelloRequest, context: Any) -> edge_pb2.HelloReply:
+        """Open a session."""
+        async with self._call("hello", context) as call:
+            if len(request.client_nonce) != NONCE_BYTES or len(request.agent_version) > _MAX_VERSION:
+                raise Refused(Reason.MALFORMED, "the nonce has 32 bytes, the version at most 64 characters")
+            call.facts["version"] = request.agent_version
+            state, identity = self._state, self._state.trust.identity()
+            session = state.sessions.open(call.peer.public_key, secrets.token_bytes(SESSION_ID_BYTES))
+            state.registry.saw(call.peer.public_key, call.peer.serial_number)
+            time_ms = int(state.clock().timestamp() * 1000)
+            certificate = peer_certificate(context)
+            signature = sign_hello(identity.signer, request.client_nonce, session.session_id, time_ms, certificate)
+            return edge_pb2.HelloReply(
+                session_id=session.session_id,
+                server_time_ms=time_ms,
+                server_certificate=identity.certificate_der,
+                intermediate=identity.intermediate_der,
+                signature=signature,
+            )
+
+    async def renew(self, request: edge_pb2.RenewRequest, context: Any) -> edge_pb2.RenewReply:
+        """Hand a request for a renewed certificate to the CA, which checks it."""
+        async with self._call("renew", context) as call:
+            certificate, intermediate = await self._state.authority.renew(peer_certificate(context), call.peer, request)
+            return edge_pb2.RenewReply(certificate=certificate, intermediate=intermediate)
+
+    async def bundle(self, request: edge_pb2.BundleRequest, context: Any) -> edge_pb2.BundleReply:
+        """The newest releases and lists, for the agent to verify."""
+        del request
+        async with self._call("bundle", context) as call:
+            standing = self._state.trust.standing
+            reply = edge_pb2.BundleReply(
+                releases=self._state.releases.newest(),
+                crl=standing.crl_der,
+                intermediate=standing.identity.intermediate_der,
+                roster_version=standing.roster.version if standing.roster is not None else 0,
+            )
+            self._state.limiter.answer(call.peer.public_key, reply.ByteSize(), self._state.monotonic())
+            return reply
+
+    async def forward(self, request_iterator: Any, context: Any) -> None:
+        """Check and forward one call."""
+        del request_iterator  # read from the context, one message at a time
+        async with self._call("forward", context) as call:
+            first = await self._read(context, self._state.settings.head_timeout_s)
+            forward = self._check_head(first, call)
+            self._state.limiter.hold(call.peer.public_key, forward.body_size, self._state.monotonic())
+            try:
+                body = await self._body(first, forward, context)
+                answer = await self._serve(forward, body, call)
+                del body
+            finally:
+                self._state.limiter.release(forward.body_size)
+            call.facts |= {"status": answer.status, "answer_bytes": len(answer.body)}
+            self._state.limiter.answer(call.peer.public_key, len(answer.body), self._state.monotonic())
+            await _write(context, answer)
+
+    def _check_head(self, first: Any, call: Running) -> Call:
+        """Everything that can be refused before the body is taken; uses the counter up."""
+        state = self._state
+        forward = _call_of(first)
+        call.facts |= {"path": forward.path, "counter": forward.counter, "bytes": forward.body_size}
+        if forward.path not in paths.BODY_LIMITS:
+            call.facts["path"] = "other"
+            raise Refused(Reason.PATH, "no such path at the edge; only the Fleet calls of a registered node pass")
+        limit = paths.BODY_LIMITS[forward.path] or state.limiter.limits.object_bytes
+        if forward.body_size > limit:
+            raise Refused(Reason.SIZE, f"a body of {forward.body_size} bytes, at most {limit} on this path")
+        session = state.sessions.find(call.peer.public_key, forward.session_id)
+        if session is None:
+            raise Refused(Reason.SESSION, "unknown session; say Hello again")
+        if not session.window.may_come(forward.counter):
+            raise Refused(Reason.COUNTER, "the counter was used, or is outside the window; say Hello again")
+        try:
+            verify_call(call.peer.public_key, forward, first.signature)
+        except SignatureError:
+            raise Refused(
+                Reason.SIGNATURE, "the call is not signed by the certificate's key for this session, counter, path and body"
+            ) from None
+        session.window.accept(forward.counter)
+        check_headers(forward, call.peer.public_key)
+        return forward
+
+    async def _body(self, first: Any, forward: Call, context: Any) -> bytes:
+        """The body, in time, of the announced size and hash."""
+        settings = self._state.settings
+        chunks, size, state = [first.chunk], len(first.chunk), hashlib.sha256(first.chunk)
+        try:
+            async with asyncio.timeout(settings.body_timeout_s + forward.body_size / settings.min_bytes_per_s):
+                while size < forward.body_size:
+                    message = await context.read()
+                    if message is grpc.aio.EOF or not message.chunk:
+                        raise Refused(Reason.MALFORMED, "the body is shorter than announced")
+                    size += len(message.chunk)
+                    chunks.append(message.chunk)
+                    state.update(message.chunk)
+        except TimeoutError:
+            raise Refused(Reason.SLOW, f"{size} of {forward.body_size} bytes came in time") from None
+        if size != forward.body_size or not hmac.compare_digest(state.digest(), forward.body_sha256):
+            raise Refused(Reason.SIGNATURE, "the body is not the one that was signed")
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def _serve(self, forward: Call, body: bytes, call: Running) -> Forwarded:
+        node = self._state.registry.find(call.peer.public_key)
+        if node is None:
+            raise Refused(
+                Reason.NOT_REGISTERED, "this client is not on the CA's list that the gateway has, or not registered yet; come back later"
+            )
+        if len(body) > _THREAD_ABOVE:
+            await asyncio.to_thread(check_body, forward.path, body, node)
+        else:
+            check_body(forward.path, body, node)
+        if forward.received_pull:
+            await self._state.confirm(node.node_id, forward.received_pull)
+        if forward.path == paths.PULL_MESSAGES:
+            return await pull_messages(self._state, node, forward, body)
+        return await self._pass_on(forward, body, node)
+
+    async def _pass_on(self, forward: Call, body: bytes, node: Node) -> Forwarded:
+        if forward.path != paths.SEND_NODE_HEARTBEAT:
+            self._state.note_use(node.node_id)
+        response = await self._state.ask(forward, body)
+        return Forwarded(response.status, response.content_type, response.body)
+
+    async def _read(self, context: Any, timeout_s: float) -> Any:
+        try:
+            async with asyncio.timeout(timeout_s):
+                message = await context.read()
+        except TimeoutError:
+            raise Refused(Reason.SLOW, f"the call's head did not come within {timeout_s:g} s") from None
+        if message is grpc.aio.EOF:
+            raise Refused(Reason.MALFORMED, "a call without a head")
+        return message
+
+    @asynccontextmanager
+    async def _call(self, method: str, context: Any) -> AsyncIterator[Running]:
+        """Who calls, may it, and what became of it: a refusal ends the call with its status, every call leaves an audit line."""
+        state = self._state
+        started = state.monotonic()
+        facts: dict[str, Any] = {"method": method}
+        call: Running | None = None
+        try:
+            peer = self._caller(context, facts)
+            state.limiter.enter(peer.public_key, started)
+            task = asyncio.current_task()
+            assert task is not None
+            call = Running(peer, task, facts=facts)
+            self._running.add(call)
+            yield call
+            refusal = None
+        except Refused as error:
+            refusal = error
+        except UpstreamError as error:
+            refusal = Refused(Reason.SUPERLINK, f"{error}; the call may be repeated later")
+        except asyncio.CancelledError:
+            if call is None or not call.revoked:
+                state.log_call(facts | {"refused": "cancelled"}, started)
+                raise
+            call.task.uncancel()
+            refusal = Refused(Reason.REVOKED, "the certificate was revoked while the call ran")
+        except (FedsecError, grpc.RpcError, OSError) as error:
+            state.log_fault(method, error)
+            refusal = Refused(Reason.INTERNAL, "the gateway could not serve the call; its log says why")
+        finally:
+            if call is not None:
+                self._running.discard(call)
+                state.limiter.leave(call.peer.public_key)
+        state.log_call(facts | ({"refused": refusal.reason.value} if refusal else {}), started)
+        if refusal is not None:
+            await context.abort(refusal.status, str(refusal))
+
+    def _caller(self, context: Any, facts: dict[str, Any]) -> VerifiedPeer:
+        if self._state.stopping.is_set():
+            raise Refused(Reason.STOPPING, "the gateway is being stopped; come back later")
+        try:
+            check_tls13(context)
+        except CertificateError as error:
+            raise Refused(Reason.TLS, str(error)) from None
+        try:
+            certificate = peer_certificate(context)
+        except CertificateError as error:
+            raise Refused(Reason.CERTIFICATE, str(error)) from None
+        peer = self._state.trust.check_caller(certificate)
+        facts |= {"client": peer.name.name, "serial_number": f"{peer.serial_number:X}"}
+        return peer
+
+
+def _call_of(first: Any) -> Call:
+    """The head of a call; sizes are checked here, so that a hostile one costs little."""
+    if (
+        len(first.session_id) != SESSION_ID_BYTES
+        or len(first.body_sha256) != _HASH_BYTES
+        or len(first.received_pull) not in (0, DELIVERY_BYTES)
+    ):
+        raise Refused(Reason.MALFORMED, "the session, hash or delivery has a wrong length")
+    if len(first.path) > 100 or len(first.public_key) > 1000 or len(first.timestamp) > 40 or len(first.flower_signature) > 300:
+        raise Refused(Reason.MALFORMED, "a path or header of Flower is too long")
+    return Call(
+        session_id=first.session_id,
+        counter=first.counter,
+        path=first.path,
+        received_pull=first.received_pull,
+        public_key=first.public_key,
+        timestamp=first.timestamp,
+        flower_signature=first.flower_signature,
+        body_size=first.body_size,
+        body_sha256=first.body_sha256,
+    )
+
+
+async def _write(context: Any, answer: Forwarded) -> None:
+    head = True
+    for piece in pieces(answer.body):
+        if head:
+            reply = edge_pb2.ForwardReply(
+                status=answer.status, content_type=answer.content_type, body_size=len(answer.body), delivery=answer.delivery, chunk=piece
+            )
+            head = False
+        else:
+            reply = edge_pb2.ForwardReply(chunk=piece)
+        await context.write(reply)

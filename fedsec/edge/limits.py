@@ -1,0 +1,154 @@
+"""How much one client may ask for: calls and bytes a second, calls at a time, bytes held for it. Pure: time is an argument.
+
+1. Every client has buckets of its own: a flood uses up the flooder's and nobody else's.
+2. A body is paid for when it is announced, before a byte of it is taken; an answer when it is known, which may leave a debt that
+   the next calls wait for.
+3. Beside that, the bodies held in memory for all clients together are bounded.
+
+Source: token bucket; ITU-T I.371.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fedsec.edge.refusal import Reason, Refused
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Limits per client, but for the last; all are positive.
+
+    Attributes:
+        calls_per_s: calls a second in the long run.
+        calls_burst: calls at once after silence.
+        bytes_per_s: bytes a second, requests and answers together.
+        bytes_burst: bytes at once after silence.
+        concurrent_calls: calls at a time.
+        object_bytes: most bytes of one object or answer.
+        inflight_bytes: most bytes of bodies held at a time for all clients together.
+    """
+
+    calls_per_s: float = 100.0
+    calls_burst: int = 400
+    bytes_per_s: float = 128 * 1024 * 1024
+    bytes_burst: int = 1024 * 1024 * 1024
+    concurrent_calls: int = 16
+    object_bytes: int = 256 * 1024 * 1024
+    inflight_bytes: int = 1024 * 1024 * 1024
+
+
+class TokenBucket:
+    """Fills at a rate up to a burst; may be left in debt.
+
+    Args:
+        rate: tokens a second.
+        burst: most tokens.
+        now: seconds on any clock that does not go back.
+    """
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self._rate, self._burst = rate, burst
+        self._tokens, self._then = float(burst), now
+
+    def _fill(self, now: float) -> None:
+        if now > self._then:  # a clock that goes back gives nothing
+            self._tokens = min(self._burst, self._tokens + (now - self._then) * self._rate)
+            self._then = now
+
+    def take(self, amount: float, now: float) -> bool:
+        """Take tokens if there are as many; a full bucket gives any amount, on credit, so that nothing is refused for ever."""
+        self._fill(now)
+        if amount > self._tokens and self._tokens < self._burst:
+            return False
+        self._tokens -= amount
+        return True
+
+    def charge(self, amount: float, now: float) -> None:
+        """Take tokens, on credit if need be."""
+        self._fill(now)
+        self._tokens -= amount
+
+    def wait_s(self, amount: float, now: float) -> float:
+        """Seconds until :meth:`take` would give them."""
+        self._fill(now)
+        return max(0.0, (min(amount, self._burst) - self._tokens) / self._rate)
+
+
+@dataclass(eq=False)
+class _Account:
+    calls: TokenBucket
+    bytes: TokenBucket
+    running: int = field(default=0)
+
+
+class Limiter:
+    """Keeps the accounts of all clients.
+
+    Args:
+        limits: the same for every client.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.held_bytes = 0
+        self._accounts: dict[bytes, _Account] = {}
+
+    def enter(self, client: bytes, now: float) -> None:
+        """A call begins; :meth:`leave` must follow if this returns.
+
+        Args:
+            client: its key.
+            now: seconds.
+
+        Raises:
+            Refused: too many calls, a second or at a time.
+        """
+        account = self._account(client, now)
+        if not account.calls.take(1, now):
+            raise Refused(Reason.RATE, f"more than {self.limits.calls_per_s:g} calls a second; wait {account.calls.wait_s(1, now):.1f} s")
+        if account.running >= self.limits.concurrent_calls:
+            raise Refused(Reason.BUSY, f"{account.running} calls of this client are running; wait for one to end")
+        account.running += 1
+
+    def leave(self, client: bytes) -> None:
+        """A call that was let in ended."""
+        self._accounts[client].running -= 1
+
+    def hold(self, client: bytes, size: int, now: float) -> None:
+        """A body of so many bytes is about to come; :meth:`release` must follow if this returns.
+
+        Raises:
+            Refused: too many bytes a second from this client, or too many in memory.
+        """
+        account = self._account(client, now)
+        if self.held_bytes + size > self.limits.inflight_bytes:
+            raise Refused(Reason.BUSY, "the gateway holds as many bytes as it may; try again in a few seconds")
+        if not account.bytes.take(size, now):
+            wait_s = account.bytes.wait_s(size, now)
+            raise Refused(Reason.RATE, f"more than {self.limits.bytes_per_s:g} bytes a second; wait {wait_s:.1f} s")
+        self.held_bytes += size
+
+    def release(self, size: int) -> None:
+        """A body that was held is gone."""
+        self.held_bytes -= size
+
+    def answer(self, client: bytes, size: int, now: float) -> None:
+        """An answer of so many bytes goes to the client: it counts, on credit if need be."""
+        self._account(client, now).bytes.charge(size, now)
+
+    def forget_idle(self, known: set[bytes]) -> None:
+        """Drop the accounts of clients that are not known any more and have no call running."""
+        for client in [key for key, account in self._accounts.items() if key not in known and not account.running]:
+            del self._accounts[client]
+
+    def _account(self, client: bytes, now: float) -> _Account:
+        account = self._accounts.get(client)
+        if account is None:
+            limits = self.limits
+            calls, amount = (
+                TokenBucket(limits.calls_per_s, limits.calls_burst, now),
+                TokenBucket(limits.bytes_per_s, limits.bytes_burst, now),
+            )
+            account = self._accounts[client] = _Account(calls, amount)
+        return account
