@@ -112,6 +112,16 @@ class CertificateAuthority:
         intermediate = _intermediate(self.federation, key.public_key, self._root_key, end, now)
         return type(self)(root_der=self.root_der, intermediate_der=_der(intermediate), intermediate_key=key, root_key=self._root_key)
 
+    def with_intermediate(self, intermediate_der: bytes) -> Self:
+        """The same root and keys under another certificate that the root gave the intermediate.
+
+        Raises:
+            CertificateError: it is not the root's, or for another key.
+        """
+        return type(self)(
+            root_der=self.root_der, intermediate_der=intermediate_der, intermediate_key=self._intermediate_key, root_key=self._root_key
+        )
+
     @property
     def federation(self) -> str:
         """The federation whose peers are named here."""

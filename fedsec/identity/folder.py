@@ -35,6 +35,7 @@ from fedsec.signing import Signer
 KEY, CERTIFICATE, INTERMEDIATE, ROOT = "key.pem", "certificate.der", "intermediate.der", "root.der"
 MAX_FILE_BYTES = 64 * 1024
 """Upper limit on each of the files."""
+MAX_PASSPHRASE_BYTES = 1000
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,28 @@ def load_key(path: Path, *, passphrase: bytes | None = None) -> Signer:
     Raises:
         StorageError: missing, damaged, a link, readable by others, or under another passphrase.
     """
+    pem = _read_secret(path)
+    try:
+        return Signer.from_pem(pem, passphrase=passphrase)
+    except StorageError as error:
+        raise StorageError(f"{path}: {error}") from None
+
+
+def read_passphrase(path: Path | None) -> bytes | None:
+    """The first line of a file that only its owner may read; None for no file.
+
+    Raises:
+        StorageError: missing, empty, a link, or readable by others.
+    """
+    if path is None:
+        return None
+    passphrase = _read_secret(path).split(b"\n", 1)[0].rstrip(b"\r")
+    if not 1 <= len(passphrase) <= MAX_PASSPHRASE_BYTES:
+        raise StorageError(f"{path}: its first line is empty, or longer than {MAX_PASSPHRASE_BYTES} bytes")
+    return passphrase
+
+
+def _read_secret(path: Path) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as handle:
@@ -185,13 +208,9 @@ def load_key(path: Path, *, passphrase: bytes | None = None) -> Signer:
                 raise StorageError(
                     f"{path} may be read by others (mode {stat.S_IMODE(status.st_mode):o}); chmod 600, and think of a new key"
                 )
-            pem = handle.read(MAX_FILE_BYTES)
+            return handle.read(MAX_FILE_BYTES)
     except OSError as error:
-        raise StorageError(f"cannot read the key {path}: {error.strerror or error}") from error
-    try:
-        return Signer.from_pem(pem, passphrase=passphrase)
-    except StorageError as error:
-        raise StorageError(f"{path}: {error}") from None
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _read(path: Path) -> bytes:

@@ -1,0 +1,364 @@
+"""A CA's folder and everything that its operator and its enrolment service do with it.
+
+::
+
+    root.der  root-key.pem       the root; its key may be moved away
+    intermediate.der  intermediate-key.pem
+    register.sqlite              what was issued, used, revoked
+    log/  log-key.pem            the transparency log of certificates, revocations and rosters, and its own key
+    tls/cert.pem  tls/key.pem    the enrolment service's own certificate, self-signed
+    roster.json  roster.signature  crl.der    the newest lists, for operators to copy; made again from the register
+    ca.toml                      settings
+
+1. The register comes first, in one transaction; then the lists that follow from it; then the log; then the files; then the answer. After
+   a crash anywhere, the next call catches up.
+2. A register that has fewer entries than the log is an old copy: refused, since used tokens and revocations would be forgotten.
+3. Several processes may work on one folder: the service, and an operator's commands beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Self, TypeVar
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.x509.oid import NameOID
+
+from fedsec.edge.ca_settings import CaSettings, load_ca_settings, save_ca_settings
+from fedsec.edge.enrolment_frames import LOG_KEY_LABEL, SERVICE_TARGET, Bundle
+from fedsec.errors import ConfigError, StorageError
+from fedsec.files import atomic_write_bytes, exclusive_lock, fsync_folder
+from fedsec.identity import enrolment
+from fedsec.identity.ca import CertificateAuthority
+from fedsec.identity.folder import load_key
+from fedsec.identity.issuing import current_roster, latest_crl, latest_roster
+from fedsec.identity.names import Role
+from fedsec.identity.register import Binding, Record, Register
+from fedsec.identity.revocation import Reason
+from fedsec.identity.roster import SignedRoster
+from fedsec.identity.tokens import ID_BYTES, MAX_LIFETIME, Token, make_token
+from fedsec.signing import Signer, decode_public_key
+from fedsec.translog.entries import EntryKind, LogEntry
+from fedsec.translog.log import TransparencyLog
+
+REGISTER, LOG, LOG_KEY, TLS, LOCK = "register.sqlite", "log", "log-key.pem", "tls", "ca.lock"
+LOCK_TIMEOUT_S = 20.0
+
+_SERVICE_LIFETIME = timedelta(days=3652)
+"""Long: the certificate is pinned by its hash, in tokens and in gateways' settings, and nothing else speaks for it."""
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class ServiceCertificate:
+    """The enrolment service's own TLS certificate.
+
+    Attributes:
+        certificate_der: it.
+        fingerprint: its SHA-256, 32 bytes: what tokens pin.
+    """
+
+    certificate_der: bytes
+    fingerprint: bytes
+
+
+class CaHost:
+    """A CA's folder, open; see :meth:`create` and :meth:`open`. Its calls may come from several threads.
+
+    Attributes:
+        folder: where.
+        authority: the CA.
+        settings: of ``ca.toml``.
+        service: the enrolment service's certificate.
+    """
+
+    def __init__(self, folder: Path, authority: CertificateAuthority, settings: CaSettings, log_signer: Signer) -> None:
+        self.folder = folder
+        self.authority = authority
+        self.settings = settings
+        self.service = _load_service(folder)
+        self._log_signer = log_signer
+        self._lock = threading.Lock()
+        self._logged = -1
+        self._head = b""
+
+    @classmethod
+    def create(cls, folder: Path, federation: str, settings: CaSettings, *, now: datetime, passphrase: bytes | None = None) -> Self:
+        """Make a CA in a new folder, which is there whole or not at all.
+
+        Args:
+            folder: where; nothing may be there yet. Its parent must exist.
+            federation: its trust domain.
+            settings: for ``ca.toml``.
+            now: aware.
+            passphrase: encrypts all keys.
+
+        Raises:
+            CertificateError: a federation's name that may not stand in a SPIFFE id.
+            StorageError: the folder is there, or the file system refused.
+        """
+        authority = CertificateAuthority.create(federation, now=now)
+        new = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.new"
+        try:
+            new.mkdir(mode=0o700)
+            (new / TLS).mkdir(mode=0o700)
+            authority.save(new, passphrase=passphrase)
+            atomic_write_bytes(new / LOG_KEY, Signer.generate().to_pem(passphrase=passphrase), mode=0o600)
+            _make_service(new / TLS, now, passphrase)
+            save_ca_settings(new, settings)
+            with Register.open(new / REGISTER, create=True):
+                pass
+            os.rename(new, folder)  # noqa: PTH104 - replaces an empty folder, and no other
+            fsync_folder(folder.parent)
+        except OSError as error:
+            raise StorageError(f"cannot make a CA in {folder}: {error.strerror or error}; nothing may be there yet") from error
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        host = cls.open(folder, passphrase=passphrase)
+        host.crl(now=now)
+        return host
+
+    @classmethod
+    def open(cls, folder: Path, *, passphrase: bytes | None = None, root_key: Path | None = None) -> Self:
+        """Open a CA's folder.
+
+        Args:
+            folder: where.
+            passphrase: of the keys, if they are encrypted.
+            root_key: the root's key, where it is kept elsewhere and is needed.
+
+        Raises:
+            StorageError: something is missing, damaged, or does not belong together.
+            ConfigError: ``ca.toml``.
+        """
+        if not (folder / "root.der").exists():
+            raise StorageError(f"there is no CA in {folder}; make one with `fedsec ca init`, or name it with --ca")
+        authority = CertificateAuthority.load(folder, passphrase=passphrase, root_key=root_key)
+        host = cls(folder, authority, load_ca_settings(folder), load_key(folder / LOG_KEY, passphrase=passphrase))
+        with host._register(thorough=True) as register:
+            host._settle_log(register)
+        return host
+
+    @property
+    def root_sha256(self) -> bytes:
+        """SHA-256 of the root's certificate."""
+        return x509.load_der_x509_certificate(self.authority.root_der).fingerprint(hashes.SHA256())
+
+    def _register(self, *, thorough: bool = False) -> Register:
+        """The register; an intermediate that an operator renewed meanwhile is taken up here, at the beginning of every call."""
+        try:
+            intermediate = (self.folder / "intermediate.der").read_bytes()
+        except OSError as error:
+            raise StorageError(f"cannot read the intermediate in {self.folder}: {error.strerror or error}") from error
+        if intermediate != self.authority.intermediate_der:
+            self.authority = self.authority.with_intermediate(intermediate)
+        return Register.open(self.folder / REGISTER, thorough=thorough)
+
+    def token(self, role: Role, site: str | None, name: str, *, lifetime: timedelta = MAX_LIFETIME, now: datetime) -> tuple[str, Token]:
+        """A one-time token, written down before it is handed out.
+
+        Args:
+            role: of whom it is for.
+            site: a node's organisation.
+            name: whose.
+            lifetime: at most 15 minutes.
+            now: aware.
+
+        Returns:
+            The token, **secret**, and what it says.
+
+        Raises:
+            ConfigError: a lifetime out of range.
+            CertificateError: a name that cannot be.
+            StorageError: the register.
+        """
+        if not timedelta(seconds=1) <= lifetime <= MAX_LIFETIME:
+            raise ConfigError(f"a token lives from a second to {MAX_LIFETIME}, not {lifetime}")
+        token = Token(
+            jti=secrets.token_bytes(ID_BYTES),
+            federation=self.authority.federation,
+            role=role,
+            site=site,
+            name=name,
+            not_after=(now.astimezone(UTC) + lifetime).replace(microsecond=0),
+            root_sha256=self.root_sha256,
+            service_sha256=self.service.fingerprint,
+            address=self.settings.address or None,
+        )
+        with self._register() as register, register.transaction():
+            register.add_token(token, now=now)
+        return make_token(self.authority.signer, token), token
+
+    def enrol(self, token_text: str, csr: bytes, *, now: datetime) -> Record:
+        """Issue for a token; raises as ``identity.enrolment.enrol``."""
+        return self._then_settle(lambda register: enrolment.enrol(self.authority, register, token_text, csr, now=now), now)
+
+    def renew(self, request: enrolment.RenewalRequest, *, now: datetime) -> Record:
+        """Issue for the same key again; raises as ``identity.enrolment.renew``."""
+        return self._then_settle(lambda register: enrolment.renew(self.authority, register, request, now=now), now)
+
+    def issue(self, binding: Binding, csr: bytes, *, now: datetime) -> Record:
+        """Issue for a request in an operator's hands; raises as ``identity.enrolment.issue_offline``."""
+        return self._then_settle(lambda register: enrolment.issue_offline(self.authority, register, binding, csr, now=now), now)
+
+    def revoke(self, target: str, reason: Reason, *, now: datetime) -> list[Record]:
+        """Revoke a peer, and make a new revocation list with it; raises as ``identity.enrolment.revoke``."""
+
+        def work(register: Register) -> list[Record]:
+            with register.transaction():
+                hit = enrolment.revoke(register, target, reason, now=now)
+                latest_crl(self.authority, register, now=now, anew=True)
+                return hit
+
+        return self._then_settle(work, now)
+
+    def records(self) -> list[Record]:
+        """All that was issued, oldest first."""
+        with self._register() as register:
+            return list(register.certificates())
+
+    def crl(self, *, now: datetime, anew: bool = False) -> bytes:
+        """The revocation list, made anew on request and when a part of its life is over."""
+
+        def work(register: Register) -> bytes:
+            with register.transaction():
+                return latest_crl(self.authority, register, now=now, anew=anew)
+
+        with self._register() as register:
+            found = work(register)
+            self._publish(register)
+        return found
+
+    def roster(self, *, now: datetime) -> SignedRoster:
+        """Make a new list of clients with the next version.
+
+        Raises:
+            CertificateError: there is no server or no client with a valid certificate.
+            StorageError: the register, the log.
+        """
+
+        def work(register: Register) -> SignedRoster:
+            with register.transaction():
+                signed = current_roster(self.authority, register, self.settings.server, self.settings.cohort_size, now=now, anew=True)
+                assert signed is not None
+                return signed
+
+        return self._then_settle(work, now)
+
+    def bundle(self, *, now: datetime) -> Bundle:
+        """What a gateway goes by."""
+        with self._register() as register:
+            self._settle(register, now)
+            with register.transaction():
+                signed = latest_roster(register)
+                crl = latest_crl(self.authority, register, now=now)
+                certificates = {item.name: item.certificate_der for item in register.current(Role.NODE, now=now)} if signed else {}
+            head = self._settle_log(register, now)
+        public = self._log_signer.public_key
+        return Bundle(
+            roster=signed.roster_bytes if signed else b"",
+            roster_signature=signed.signature if signed else b"",
+            intermediate=self.authority.intermediate_der,
+            crl=crl,
+            certificates=certificates,
+            log_key=public,
+            log_key_signature=self.authority.signer.sign(LOG_KEY_LABEL, public),
+            log_head=head,
+        )
+
+    def renew_intermediate(self, *, now: datetime) -> datetime:
+        """A new certificate for the intermediate, for the same key; needs the root's key.
+
+        Returns:
+            Until when it is valid.
+
+        Raises:
+            CertificateError: the root's key is not here.
+            StorageError: the file system refused.
+        """
+        self.authority = self.authority.with_new_intermediate(now=now)
+        atomic_write_bytes(self.folder / "intermediate.der", self.authority.intermediate_der)
+        return self.authority.intermediate_not_after
+
+    def service_key_pem(self, passphrase: bytes | None) -> bytes:
+        """The enrolment service's private key, in the clear and in memory: **secret**."""
+        return load_key(self.folder / TLS / "key.pem", passphrase=passphrase).to_pem()
+
+    def _then_settle(self, work: Callable[[Register], R], now: datetime) -> R:
+        with self._register() as register:
+            result = work(register)
+            self._settle(register, now)
+        return result
+
+    def _settle(self, register: Register, now: datetime) -> None:
+        """Make what follows from the register, put it into the log, write the files."""
+        with register.transaction():
+            if self.settings.auto_roster and register.current(Role.NODE, now=now):
+                current_roster(self.authority, register, self.settings.server, self.settings.cohort_size, now=now, anew=False)
+            latest_crl(self.authority, register, now=now)
+        self._settle_log(register)
+        self._publish(register)
+
+    def _settle_log(self, register: Register, now: datetime | None = None) -> bytes:
+        """Copy what the journal has more than the log; with a time, give the log's head too."""
+        with self._lock:
+            size = register.journal_size()
+            if size == self._logged and now is None:
+                return b""
+            with TransparencyLog.open(self.folder / LOG, self._log_signer, durable=True) as log:
+                size = register.journal_size()
+                if len(log) > size:
+                    raise StorageError(
+                        f"{self.folder / REGISTER} is an old copy: the log has {len(log)} entries, it has {size}; find the newest one, "
+                        "for it knows which tokens were used and which certificates were revoked"
+                    )
+                for _, kind, body in register.journal(len(log)):
+                    log.append(LogEntry(EntryKind(kind), body))
+                self._logged = size
+                return log.head(int(now.timestamp())).encode() if now is not None else b""
+
+    def _publish(self, register: Register) -> None:
+        """Write the newest lists where operators find them, if they are not there."""
+        with self._lock, exclusive_lock(self.folder / LOCK, timeout_s=LOCK_TIMEOUT_S, what="CA"):
+            crl, roster = register.document("crl"), register.document("roster")
+            files = {} if crl is None else {"crl.der": crl.body}
+            if roster is not None:
+                files |= {"roster.json": roster.body, "roster.signature": roster.signature}
+            for name, data in files.items():
+                path = self.folder / name
+                if not path.exists() or path.read_bytes() != data:
+                    atomic_write_bytes(path, data)
+
+
+def _make_service(folder: Path, now: datetime, passphrase: bytes | None) -> None:
+    """A self-signed certificate that the federation's CA has nothing to do with: no server of the federation passes for the service."""
+    signer = Signer.generate()
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, SERVICE_TARGET)])
+    builder = x509.CertificateBuilder().issuer_name(name).subject_name(name).public_key(decode_public_key(signer.public_key))
+    builder = builder.serial_number(x509.random_serial_number()).not_valid_before((now - timedelta(days=1)).replace(microsecond=0))
+    builder = builder.not_valid_after((now + _SERVICE_LIFETIME).replace(microsecond=0))
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(SERVICE_TARGET)]), critical=False)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    certificate = signer.sign_certificate(builder)
+    atomic_write_bytes(folder / "key.pem", signer.to_pem(passphrase=passphrase), mode=0o600)
+    atomic_write_bytes(folder / "cert.pem", certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def _load_service(folder: Path) -> ServiceCertificate:
+    path = folder / TLS / "cert.pem"
+    try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError:
+        raise StorageError(f"{path} is not a certificate") from None
+    return ServiceCertificate(certificate.public_bytes(serialization.Encoding.DER), certificate.fingerprint(hashes.SHA256()))

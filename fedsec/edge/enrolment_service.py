@@ -1,0 +1,212 @@
+"""The CA's service: enrolment, renewal, and what gateways go by; gRPC on a port of its own.
+
+1. Its TLS certificate is its own, self-signed, pinned by hash in every token: a gRPC client cannot look at a server's URI, so that with
+   a certificate of the federation the aggregator could pass for this service, collect tokens and mint clients.
+2. Callers need no certificate: they show a token, or sign with the key of their certificate. Nothing is decided here; see
+   ``identity.enrolment``.
+3. Requests are small, few at a time, and few a second from one address; refusals are fewer still.
+4. Who shows no token of this CA learns only that it is not accepted. Whoever holds a genuine one is told what is wrong with it.
+5. One line of JSON is logged a decision; never a token.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from concurrent import futures
+from datetime import UTC, datetime
+from typing import NoReturn
+
+import grpc
+
+from fedsec.edge.ca_host import CaHost
+from fedsec.edge.enrolment_frames import (
+    BUNDLE,
+    CRL,
+    ENROL,
+    MAX_REPLY_BYTES,
+    MAX_REQUEST_BYTES,
+    RENEW,
+    SERVICE,
+    CrlReply,
+    Empty,
+    EnrolRequest,
+    IssuedReply,
+    RenewRequest,
+    decode,
+    encode,
+)
+from fedsec.edge.enrolment_limits import RateLimit, address_of
+from fedsec.errors import DecodeError, FedsecError, SignatureError, StorageError, VerificationError
+from fedsec.identity.enrolment import RenewalRequest
+from fedsec.identity.register import Record
+from fedsec.identity.revocation import RevokedError
+from fedsec.identity.tls import check_tls13, to_pem
+from fedsec.identity.tokens import read_token
+from fedsec.identity.verify import claimed_name
+
+LOG = logging.getLogger("fedsec.enrolment")
+
+WORKERS = 8
+MAX_CALLS_AT_ONCE = 32
+CALLS = {"burst": 200.0, "per_s": 20.0}
+"""Calls of one method from one address; a gateway asks for the revocation list every few seconds, and devices may share its address."""
+REFUSALS = {"burst": 20.0, "per_s": 0.1}
+"""Refused enrolments from one address, before it is not heard for a while."""
+
+NOT_ACCEPTED = "the token is not accepted; ask for a new one"
+
+_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    ("grpc.max_send_message_length", MAX_REPLY_BYTES),
+    ("grpc.max_connection_idle_ms", 60_000),
+    ("grpc.so_reuseport", 0),
+]
+
+Clock = Callable[[], datetime]
+
+
+def utc_now() -> datetime:
+    """The machine's clock."""
+    return datetime.now(tz=UTC)
+
+
+class _Refused(Exception):  # noqa: N818 - a decision, not a fault
+    """How a call ends that is not answered."""
+
+    def __init__(self, status: grpc.StatusCode, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+
+
+class EnrolmentService:
+    """The handlers, over a CA's folder.
+
+    Args:
+        host: the CA.
+        clock: gives the time; aware.
+    """
+
+    def __init__(self, host: CaHost, *, clock: Clock = utc_now) -> None:
+        self._host = host
+        self._clock = clock
+        self._calls = RateLimit(**CALLS)
+        self._refusals = RateLimit(**REFUSALS)
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The service's methods, for ``grpc.Server.add_generic_rpc_handlers``."""
+        methods = {ENROL: self._enrol, RENEW: self._renew, BUNDLE: self._bundle, CRL: self._crl}
+        handlers = {name: grpc.unary_unary_rpc_method_handler(self._guarded(name, work)) for name, work in methods.items()}
+        return grpc.method_handlers_generic_handler(SERVICE, handlers)
+
+    def _guarded(self, method: str, work: Callable[[bytes], tuple[bytes, str]]) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+        def handle(request: bytes, context: grpc.ServicerContext) -> bytes:
+            address, now_s = address_of(context.peer()), time.monotonic()
+            try:
+                self._admit(context, method, address, now_s)
+                answer, who = work(request)
+            except FedsecError as error:
+                refused = _refusal(error)
+            except _Refused as error:
+                refused = error
+            except Exception:  # a fault of ours: its words are for the log
+                LOG.exception("a fault in %s", method)
+                refused = _Refused(grpc.StatusCode.INTERNAL, "a fault of the service; its log has it")
+            else:
+                _log(method, address, "answered", who)
+                return answer
+            if method == ENROL and refused.status is not grpc.StatusCode.UNAVAILABLE:
+                self._refusals.allows(address, now_s)
+            _log(method, address, refused.status.name.lower(), str(refused.__cause__ or refused.detail))
+            _abort(context, refused)
+
+        return handle
+
+    def _admit(self, context: grpc.ServicerContext, method: str, address: str, now_s: float) -> None:
+        """Each method has buckets of its own: what a client makes a gateway ask must not keep it from the revocation list."""
+        check_tls13(context)
+        guessing = method == ENROL and not self._refusals.allows(address, now_s, cost=0.0)
+        if guessing or not self._calls.allows(f"{method} {address}", now_s):
+            raise _Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests from this address; wait a minute")
+
+    def _enrol(self, data: bytes) -> tuple[bytes, str]:
+        request = decode(EnrolRequest, data)
+        try:
+            read_token(request.token)
+            record = self._host.enrol(request.token, request.csr, now=self._clock())
+        except (DecodeError, SignatureError) as error:
+            raise _Refused(grpc.StatusCode.PERMISSION_DENIED, NOT_ACCEPTED) from error
+        return self._issued(record)
+
+    def _renew(self, data: bytes) -> tuple[bytes, str]:
+        request = decode(RenewRequest, data)
+        renewal = RenewalRequest(certificate_der=request.certificate, csr=request.csr, time_ms=request.time_ms, signature=request.signature)
+        return self._issued(self._host.renew(renewal, now=self._clock()))
+
+    def _issued(self, record: Record) -> tuple[bytes, str]:
+        authority = self._host.authority
+        reply = IssuedReply(record.certificate_der, authority.intermediate_der, authority.root_der)
+        return encode(reply), f"{claimed_name(record.certificate_der).uri} {record.serial_number:X}"
+
+    def _bundle(self, data: bytes) -> tuple[bytes, str]:
+        decode(Empty, data)
+        return encode(self._host.bundle(now=self._clock())), ""
+
+    def _crl(self, data: bytes) -> tuple[bytes, str]:
+        decode(Empty, data)
+        return encode(CrlReply(self._host.crl(now=self._clock()))), ""
+
+
+def _refusal(error: FedsecError) -> _Refused:
+    """The status and words of an error of ours; the log has the whole."""
+    if isinstance(error, RevokedError):
+        return _Refused(grpc.StatusCode.UNAUTHENTICATED, str(error))
+    if isinstance(error, VerificationError):
+        return _Refused(grpc.StatusCode.PERMISSION_DENIED, str(error))
+    if isinstance(error, DecodeError):
+        return _Refused(grpc.StatusCode.INVALID_ARGUMENT, "not a request of this service")
+    refused = _Refused(grpc.StatusCode.UNAVAILABLE, "the CA cannot answer now; its log says why")
+    refused.__cause__ = error if isinstance(error, StorageError) else None
+    return refused
+
+
+def _abort(context: grpc.ServicerContext, refused: _Refused) -> NoReturn:
+    context.abort(refused.status, refused.detail)
+    raise AssertionError("abort raises")
+
+
+def _log(method: str, address: str, outcome: str, detail: str) -> None:
+    level = logging.INFO if outcome == "answered" else logging.WARNING
+    if method in (BUNDLE, CRL) and outcome == "answered":
+        level = logging.DEBUG
+    LOG.log(level, "%s", json.dumps({"method": method, "from": address, "outcome": outcome, "detail": detail[:300]}))
+
+
+def make_server(host: CaHost, address: str, *, passphrase: bytes | None = None, clock: Clock = utc_now) -> tuple[grpc.Server, int]:
+    """A server for the service, not started yet.
+
+    Args:
+        host: the CA.
+        address: ``host:port`` to listen on; port 0 takes a free one.
+        passphrase: of the service's key.
+        clock: gives the time.
+
+    Returns:
+        The server, and its port.
+
+    Raises:
+        StorageError: the service's key, or the port is taken.
+    """
+    pool = futures.ThreadPoolExecutor(WORKERS, thread_name_prefix="enrolment")
+    server = grpc.server(pool, options=_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS_AT_ONCE)
+    server.add_generic_rpc_handlers((EnrolmentService(host, clock=clock).handler(),))
+    chain = to_pem(host.service.certificate_der)
+    credentials = grpc.ssl_server_credentials([(host.service_key_pem(passphrase), chain)])
+    try:
+        port = server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise StorageError(f"cannot listen on {address}: is another service there?") from error
+    return server, port

@@ -1,0 +1,136 @@
+"""The lists that follow from a register: revocations and clients. Each is made within a transaction, and its number only grows.
+
+1. The revocation list is made anew when something was revoked, and when a quarter of its life is over.
+2. The list of clients holds each client whose name is bound and whose newest certificate is valid now and not revoked: a client that
+   let its certificate end is not on the next list (its cohort could not verify it), and comes back by enrolling again.
+3. It names one server, by the name in the settings. The same clients, keys and server need no new list until the period nears its end.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
+from fedsec.errors import CertificateError, DecodeError, StorageError
+from fedsec.identity.ca import CertificateAuthority
+from fedsec.identity.names import Role
+from fedsec.identity.register import Document, JournalKind, Record, Register
+from fedsec.identity.revocation import CRL_LIFETIME, make_crl
+from fedsec.identity.roster import Roster, RosterMember, SignedRoster, make_roster
+
+RENEW_ROSTER_BEFORE = timedelta(days=30)
+"""A list that ends within this is made anew."""
+
+
+def latest_crl(authority: CertificateAuthority, register: Register, *, now: datetime, anew: bool = False) -> bytes:
+    """The revocation list.
+
+    Args:
+        authority: signs.
+        register: says what was revoked; within a transaction.
+        now: aware.
+        anew: make one in any case.
+
+    Raises:
+        StorageError: the register.
+    """
+    found = register.document("crl")
+    if found is not None and not anew and _is_fresh(found.body, now):
+        return found.body
+    number = 1 if found is None else found.number + 1
+    der = make_crl(authority, register.revocations(), number=number, now=now)
+    register.put_document("crl", Document(number, der, b""))
+    return der
+
+
+def _is_fresh(der: bytes, now: datetime) -> bool:
+    try:
+        made = x509.load_der_x509_crl(der).last_update_utc
+    except ValueError as error:
+        raise StorageError("the revocation list in the register is damaged; make one with `fedsec ca crl`") from error
+    return made <= now < made + CRL_LIFETIME / 4
+
+
+def latest_roster(register: Register) -> SignedRoster | None:
+    """The newest list of clients, if there is one."""
+    found = register.document("roster")
+    return None if found is None else SignedRoster(found.body, found.signature)
+
+
+def current_roster(
+    authority: CertificateAuthority, register: Register, server: str, cohort_size: int, *, now: datetime, anew: bool
+) -> SignedRoster | None:
+    """The list of clients as the register has them now.
+
+    Args:
+        authority: signs.
+        register: says who they are; within a transaction.
+        server: name of the server.
+        cohort_size: largest number of members of a cohort.
+        now: aware.
+        anew: make one in any case, and say what is missing.
+
+    Returns:
+        The list; without ``anew``, None while there is no server or no client.
+
+    Raises:
+        CertificateError: ``anew``, and there is no server or no client.
+        StorageError: the register.
+    """
+    nodes = register.current(Role.NODE, now=now)
+    servers = [record for record in register.current(Role.SERVER, now=now) if record.name == server]
+    if not nodes or not servers:
+        if anew:
+            missing = "client" if servers else f"server {server}"
+            raise CertificateError(f"no {missing} has a valid certificate; enrol it first")
+        return None
+    kept = latest_roster(register)
+    previous = None if kept is None else _decode(kept)
+    if kept is not None and previous is not None and not anew and _says(previous, nodes, servers[0], cohort_size, now):
+        return kept
+    return _make(authority, register, nodes, servers[0], cohort_size, previous, now)
+
+
+def _make(
+    authority: CertificateAuthority,
+    register: Register,
+    nodes: list[Record],
+    server: Record,
+    cohort_size: int,
+    previous: Roster | None,
+    now: datetime,
+) -> SignedRoster:
+    signed = make_roster(
+        authority.signer,
+        federation=authority.federation,
+        members=[RosterMember(node.name, node.public_key, _fingerprint(node)) for node in nodes],
+        cohort_size=cohort_size,
+        server_public_key=server.public_key,
+        server_fingerprint=_fingerprint(server),
+        now=now,
+        previous=previous,
+    )
+    version = 1 if previous is None else previous.version + 1
+    register.put_document("roster", Document(version, signed.roster_bytes, signed.signature))
+    register.add_to_journal(JournalKind.ROSTER, signed.roster_bytes)
+    return signed
+
+
+def _says(roster: Roster, nodes: list[Record], server: Record, cohort_size: int, now: datetime) -> bool:
+    clients = [(member.client_id, member.public_key) for member in roster.members]
+    same = clients == sorted((node.name, node.public_key) for node in nodes)
+    lasting = roster.not_before <= now <= roster.not_after - RENEW_ROSTER_BEFORE
+    return same and lasting and roster.server_public_key == server.public_key and roster.cohort_size == cohort_size
+
+
+def _decode(signed: SignedRoster) -> Roster:
+    try:
+        return Roster.decode(signed.roster_bytes)
+    except DecodeError as error:
+        raise StorageError(f"the roster in the register is damaged: {error}") from error
+
+
+def _fingerprint(record: Record) -> bytes:
+    return x509.load_der_x509_certificate(record.certificate_der).fingerprint(hashes.SHA256())
