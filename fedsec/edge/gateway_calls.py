@@ -87,7 +87,6 @@ class EdgeService:
             call.facts["version"] = request.agent_version
             state, identity = self._state, self._state.trust.identity()
             session = state.sessions.open(call.peer.public_key, secrets.token_bytes(SESSION_ID_BYTES))
-            state.registry.saw(call.peer.public_key, call.peer.serial_number)
             time_ms = int(state.clock().timestamp() * 1000)
             certificate = peer_certificate(context)
             signature = sign_hello(identity.signer, request.client_nonce, session.session_id, time_ms, certificate)
@@ -262,6 +261,8 @@ class EdgeService:
         except CertificateError as error:
             raise Refused(Reason.CERTIFICATE, str(error)) from None
         peer = self._state.trust.check_caller(certificate)
+        if self._state.registry.saw(peer.public_key, peer.serial_number):
+            self._state.sync_wanted.set()
         facts |= {"client": peer.name.name, "serial_number": f"{peer.serial_number:X}"}
         return peer
 

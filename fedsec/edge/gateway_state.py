@@ -30,6 +30,11 @@ _UNAUTHORIZED = 401
 log = logging.getLogger("fedsec.gateway")
 
 
+def utc_now() -> datetime:
+    """The machine's clock."""
+    return datetime.now(UTC)
+
+
 class Authority(Protocol):
     """Whoever renews certificates for the gateway's callers: the CA's service, or nobody."""
 
@@ -93,7 +98,7 @@ class GatewayState:
     releases: Releases
     audit: AuditLog
     metrics: Metrics
-    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    clock: Callable[[], datetime] = utc_now
     monotonic: Callable[[], float] = time.monotonic
     sessions: Sessions = field(default_factory=Sessions)
     holders: Holders = field(default_factory=Holders)

@@ -34,6 +34,7 @@ class Reason(StrEnum):
     NO_REVOCATION_LIST = "no-revocation-list"
     SUPERLINK = "superlink"
     CA = "ca"
+    RENEWAL = "renewal"
     STOPPING = "stopping"
     INTERNAL = "internal"
 
@@ -60,6 +61,7 @@ STATUS: dict[Reason, grpc.StatusCode] = {
     Reason.NO_REVOCATION_LIST: _CODE.UNAVAILABLE,
     Reason.SUPERLINK: _CODE.UNAVAILABLE,
     Reason.CA: _CODE.UNAVAILABLE,
+    Reason.RENEWAL: _CODE.PERMISSION_DENIED,
     Reason.STOPPING: _CODE.UNAVAILABLE,
     Reason.INTERNAL: _CODE.INTERNAL,
 }

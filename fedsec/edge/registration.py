@@ -77,7 +77,9 @@ class Registry:
         self._shown: dict[bytes, int] = {}
         self._known: dict[bytes, int] = {}
         with contextlib.suppress(StorageError):
-            self._known = {entry.public_key: entry.serial_number for entry in read_nodes(nodes_file).values() if entry.serial_number}
+            self._known = {
+                entry.public_key: entry.serial_number for entry in read_nodes(nodes_file).values() if entry.serial_number is not None
+            }
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -91,10 +93,13 @@ class Registry:
         """Keys of all nodes."""
         return set(self._by_key)
 
-    def saw(self, public_key: bytes, serial_number: int) -> None:
-        """A node that is served showed this certificate."""
-        if public_key in self._by_key:
-            self._shown[public_key] = serial_number
+    def saw(self, public_key: bytes, serial_number: int) -> bool:
+        """A caller showed this certificate; True if ``nodes.json`` does not say so yet."""
+        if public_key not in self._by_key or self._shown.get(public_key) == serial_number:
+            return False
+        before = self.serial_number(public_key)
+        self._shown[public_key] = serial_number
+        return before != serial_number
 
     def serial_number(self, public_key: bytes) -> int | None:
         """The newest certificate known to be in use for a key."""
@@ -142,11 +147,12 @@ class Registry:
         nodes = {}
         for node in sorted(self._by_key.values(), key=lambda node: node.node_id):
             serial_number = self.serial_number(node.public_key)
-            nodes[str(node.node_id)] = {
-                "client_id": node.client_id,
-                "public_key": node.public_key.hex(),
-                "serial_number": None if serial_number is None else f"{serial_number:X}",
-            }
+            if serial_number is not None:  # else it never called, and nobody could say whether it is revoked
+                nodes[str(node.node_id)] = {
+                    "client_id": node.client_id,
+                    "public_key": node.public_key.hex(),
+                    "serial_number": f"{serial_number:X}",
+                }
         content = {"format": NODES_FORMAT, "nodes": nodes}
         if content != self._written:
             atomic_write_json(self._file, content)
@@ -196,5 +202,4 @@ def read_nodes(path: Path) -> dict[int, Member]:
 
 
 def _member(entry: Any) -> Member:
-    serial_number = entry["serial_number"]
-    return Member(entry["client_id"], bytes.fromhex(entry["public_key"]), None if serial_number is None else int(serial_number, 16))
+    return Member(entry["client_id"], bytes.fromhex(entry["public_key"]), int(entry["serial_number"], 16))

@@ -78,6 +78,11 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._by_id)
 
+    @property
+    def keys(self) -> set[bytes]:
+        """Keys that have sessions."""
+        return set(self._by_key)
+
     def open(self, public_key: bytes, session_id: bytes) -> Session:
         """A new session; the key's oldest ends if it has too many.
 

@@ -71,10 +71,10 @@ class Trust:
         self, home: Path, *, federation: str, server_name: str, clock: Callable[[], datetime], on_fault: Callable[[str, FedsecError], None]
     ) -> None:
         self._home, self._federation, self._server_name = home, federation, server_name
-        self._clock, self._on_fault = clock, on_fault
+        self._clock, self.on_fault = clock, on_fault
         self._marks: dict[str, object] = {}
         self._remembered: OrderedDict[bytes, VerifiedPeer] = OrderedDict()
-        self._floors = _read_floors(home / "gateway" / "floors.json")
+        self.floors = _read_floors(home / "gateway" / "floors.json")
         self.standing = Standing(self._load_identity(), None, b"", None, {})
         self.reload()
 
@@ -92,7 +92,7 @@ class Trust:
             try:
                 load()
             except FedsecError as error:
-                self._on_fault(what, error)
+                self.on_fault(what, error)
             self._marks[what] = mark
         return self.standing is not before
 
@@ -178,7 +178,7 @@ class Trust:
             root_der=identity.root_der,
             federation=self._federation,
             now=self._clock(),
-            minimum_number=self._floors["crl_number"],
+            minimum_number=self.floors["crl_number"],
         )
         self._raise_floor("crl_number", crl.number)
         self._replace(crl=crl, crl_der=der)
@@ -192,7 +192,7 @@ class Trust:
             root_der=identity.root_der,
             federation=self._federation,
             now=self._clock(),
-            minimum_version=self._floors["roster_version"],
+            minimum_version=self.floors["roster_version"],
         ).roster
         self._raise_floor("roster_version", roster.version)
         self._replace(roster=roster, serial_numbers=_serial_numbers(folder / "certificates", roster))
@@ -201,9 +201,9 @@ class Trust:
         self.standing = Standing(**{**vars(self.standing), **changes})
 
     def _raise_floor(self, name: str, number: int) -> None:
-        if number > self._floors[name]:
-            self._floors[name] = number
-            atomic_write_json(self._home / "gateway" / "floors.json", self._floors)
+        if number > self.floors[name]:
+            self.floors[name] = number
+            atomic_write_json(self._home / "gateway" / "floors.json", self.floors)
 
 
 def _serial_numbers(folder: Path, roster: Roster) -> dict[str, int]:
