@@ -11,6 +11,7 @@
     rounds.json        the round of secure aggregation under way; unmasking/ holds what a restarted server opens
     evidence/          proofs against clients that lied, if any
     result.json rounds.csv model.safetensors *.png *.csv     the result
+    live.jsonl         what a run in another process says while it goes on; a file stop asks it to end
     run.lock           held while a process runs in here
 
 1. A folder that holds a run is never overwritten: it is resumed with the same plan, or removed on an explicit ``fresh``.
@@ -93,12 +94,21 @@ def prepare_run_folder(path: Path, plan: Plan, *, resume: bool, fresh: bool = Fa
         return _reopen(path, plan)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path} is not an empty folder", mend="--out names a new or empty one")
-    return _make(path, plan)
+    return _make(path, plan, uuid.uuid4().hex)
 
 
-def _make(path: Path, plan: Plan) -> RunFolder:
-    """Made under another name and renamed, so that a folder that is there is whole."""
+def new_run_folder(parent: Path, plan: Plan) -> RunFolder:
+    """Make the folder of a new run, named by its run id.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
     run_id = uuid.uuid4().hex
+    return _make(parent / run_id, plan, run_id)
+
+
+def _make(path: Path, plan: Plan, run_id: str) -> RunFolder:
+    """Made under another name and renamed, so that a folder that is there is whole."""
     facts = {"format": FORMAT, "run_id": run_id, "plan_digest": plan.digest(), "fedsec_version": fedsec.__version__}
     draft = path.parent / f".{path.name}.{run_id[:8]}.tmp"
     try:

@@ -41,6 +41,7 @@ LOG = "log"
 MAX_FILE_BYTES = 1 << 25
 
 Now = Callable[[], datetime]
+Certificates = dict[str, tuple[bytes, VerifiedPeer]]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -94,7 +95,7 @@ def deployed_world(plan: Plan, folder: RunFolder, home: Path, now: Now = lambda:
 
     Args:
         plan: what to run.
-        folder: of the run; a resumed run may have fewer clients than the plan, since some may be revoked by then.
+        folder: of the run; one that has a checkpoint may have fewer clients than the plan, since some may be revoked by then.
         home: of the server.
         now: gives the time, aware.
 
@@ -104,18 +105,9 @@ def deployed_world(plan: Plan, folder: RunFolder, home: Path, now: Now = lambda:
         VerificationError: a certificate, the list of clients or the revocation list does not hold.
     """
     check_deployable(plan)
-    identity = load_identity(home / IDENTITY)
-    _verified(identity, identity.certificate_der, Role.SERVER, now())
-    signed, verified = _read_roster(home, identity, now())
-    certificates = _read_certificates(home, identity, verified, now())
-    attendance = DeployedAttendance(
-        home=home,
-        identity=identity,
-        roster=verified,
-        serial_numbers={name: peer.serial_number for name, (_, peer) in certificates.items()},
-        now=now,
-    )
-    check_number(plan, len(certificates), len(attendance.gone()), resumed=folder.resumed)
+    identity, signed, verified, certificates = _opened(home, now())
+    attendance = _attendance(home, identity, verified, certificates, now)
+    check_number(plan, len(certificates), len(attendance.gone()), begun=folder.checkpoints.exists())
     federation = Federation(
         identity=partial(_current, home / IDENTITY),
         signed=signed,
@@ -134,6 +126,13 @@ def deployed_world(plan: Plan, folder: RunFolder, home: Path, now: Now = lambda:
         federation=federation,
         attendance=attendance,
     )
+
+
+def check_home(plan: Plan, home: Path, now: Now = lambda: datetime.now(UTC)) -> None:
+    """Refuse a new run of a plan that could not begin in this home: what :func:`deployed_world` checks, without the records."""
+    identity, _, verified, certificates = _opened(home, now())
+    attendance = _attendance(home, identity, verified, certificates, now)
+    check_number(plan, len(certificates), len(attendance.gone()), begun=False)
 
 
 def check_deployable(plan: Plan) -> None:
@@ -166,19 +165,31 @@ def deployed_weight_limit(plan: Plan) -> int:
     )
 
 
-def check_number(plan: Plan, listed: int, gone: int, *, resumed: bool) -> None:
+def check_number(plan: Plan, listed: int, gone: int, *, begun: bool) -> None:
     """A run begins with the number of clients that its guarantees were computed for; later some may be revoked.
 
     Raises:
         ConfigError: another number is on the CA's list.
     """
     here = listed - gone
-    if here > plan.federation.num_clients or (here < plan.federation.num_clients and not resumed):
+    if here > plan.federation.num_clients or (here < plan.federation.num_clients and not begun):
         raise ConfigError(
             f"the CA's list has {here} clients that are not revoked, the plan {plan.federation.num_clients}",
             field="federation.num_clients",
             mend=f"set it to {here}, or have the CA issue another list",
         )
+
+
+def _opened(home: Path, now: datetime) -> tuple[Identity, SignedRoster, VerifiedRoster, Certificates]:
+    identity = load_identity(home / IDENTITY)
+    _verified(identity, identity.certificate_der, Role.SERVER, now)
+    signed, verified = _read_roster(home, identity, now)
+    return identity, signed, verified, _read_certificates(home, identity, verified, now)
+
+
+def _attendance(home: Path, identity: Identity, roster: VerifiedRoster, certificates: Certificates, now: Now) -> DeployedAttendance:
+    numbers = {name: peer.serial_number for name, (_, peer) in certificates.items()}
+    return DeployedAttendance(home=home, identity=identity, roster=roster, serial_numbers=numbers, now=now)
 
 
 def _verified(identity: Identity, certificate_der: bytes, role: Role, now: datetime) -> VerifiedPeer:
@@ -203,7 +214,7 @@ def _read_roster(home: Path, identity: Identity, now: datetime) -> tuple[SignedR
     return signed, verified
 
 
-def _read_certificates(home: Path, identity: Identity, verified: VerifiedRoster, now: datetime) -> dict[str, tuple[bytes, VerifiedPeer]]:
+def _read_certificates(home: Path, identity: Identity, verified: VerifiedRoster, now: datetime) -> Certificates:
     """Client id → certificate. Clients check those of their cohort, so one that ended would have all of them refuse the list."""
     found = {}
     for member in verified.roster.members:

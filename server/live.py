@@ -20,22 +20,22 @@ def run_live(grid: Grid, context: Context) -> None:
         BaseException: whatever ended the run, after it was said in the folder.
     """
     named = Path(str(context.run_config.get("run-dir") or ""))
-    feed: LiveFeed | None = LiveFeed(named) if named.is_absolute() and named.is_dir() else None
+    feed: LiveFeed | None = LiveFeed(named, context.run_id) if named.is_absolute() and named.is_dir() else None
     try:
         setup = read_setup(context.run_config)
-        feed = LiveFeed(setup.folder.path)
-        _run(grid, context, setup, feed)
+        feed = LiveFeed(setup.folder.path, context.run_id)
+        _run(grid, setup, feed)
     except BaseException as error:
         if feed is not None:
             feed.fail(error)
         raise
 
 
-def _run(grid: Grid, context: Context, setup: ServerSetup, feed: LiveFeed) -> None:
+def _run(grid: Grid, setup: ServerSetup, feed: LiveFeed) -> None:
     from server.federation import run_federation  # noqa: PLC0415 - torch and data: after the setup was found sound
 
     def on_start(rows: tuple[RoundRow, ...]) -> None:
-        feed.say("begin", flower_run_id=context.run_id, rows=[row.to_json() for row in rows])
+        feed.say("begin", rows=[row.to_json() for row in rows])
 
     session = Session(
         on_start=on_start,

@@ -14,6 +14,7 @@ from fedsec.cli import ca as ca_commands
 from fedsec.cli import client as client_commands
 from fedsec.cli import plan as plan_commands
 from fedsec.cli import release as release_commands
+from fedsec.cli import run as run_command
 from fedsec.cli import server as server_commands
 from fedsec.cli import simulate as simulate_command
 from fedsec.errors import FedsecError
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.command("simulate", epilog=simulate_command.EPILOG)(simulate_command.simulate)
 app.command("attack", epilog=attack_command.EPILOG)(attack_command.attack)
+app.command("run", epilog=run_command.EPILOG)(run_command.run)
 app.add_typer(plan_commands.app, name="plan")
 app.add_typer(ca_commands.app, name="ca")
 app.add_typer(server_commands.app, name="server")

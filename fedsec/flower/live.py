@@ -4,7 +4,7 @@
 2. Nothing depends on it: it is neither read back by the run nor made durable. A line that is cut off is waited for, a damaged one is skipped.
 3. A file ``stop`` beside it asks the run to end after the current wait, with a usable result.
 
-Events: ``begin`` (flower_run_id, rows so far) · ``answers`` (answered, asked) · ``round`` (row) · ``note`` (text) · ``end`` (state: finished, stopped or
+Every event has ``flower_run_id``. Events: ``begin`` (rows so far) · ``answers`` (answered, asked) · ``round`` (row) · ``note`` (text) · ``end`` (state: finished, stopped or
 failed; and of a failure code, exit_code, text).
 """
 
@@ -30,15 +30,17 @@ class LiveFeed:
 
     Args:
         folder: of the run.
+        flower_run_id: Flower's id of this start of the run; in every event.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, flower_run_id: int) -> None:
         self._path = folder / LIVE
+        self._flower_run_id = flower_run_id
         self._lock = threading.Lock()
 
     def say(self, event: str, **values: Any) -> None:
         """Append one event. A file system that refuses costs the picture, not the run."""
-        line = json.dumps({"event": event, **values}, separators=(",", ":")) + "\n"
+        line = json.dumps({"event": event, "flower_run_id": self._flower_run_id, **values}, separators=(",", ":")) + "\n"
         with self._lock, contextlib.suppress(OSError), self._path.open("a", encoding="utf-8") as handle:
             handle.write(line)
 
@@ -54,12 +56,18 @@ class LiveReader:
 
     Args:
         folder: of the run.
-        skip: ignore what was said so far.
     """
 
-    def __init__(self, folder: Path, *, skip: bool = False) -> None:
+    def __init__(self, folder: Path) -> None:
         self._path = folder / LIVE
-        self._at = self._path.stat().st_size if skip and self._path.exists() else 0
+        self._at = 0
+
+    def newest_run(self) -> int | None:
+        """Flower's id of the start of the run that spoke last; None if none ever did. Does not count as reading."""
+        last = None
+        for event in LiveReader(self._path.parent).events():
+            last = event.get("flower_run_id", last)
+        return last if type(last) is int else None
 
     def events(self) -> Iterator[dict[str, Any]]:
         """What was said since the last call, whole lines only."""
