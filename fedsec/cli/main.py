@@ -12,6 +12,7 @@ import typer
 from fedsec.cli import attack as attack_command
 from fedsec.cli import ca as ca_commands
 from fedsec.cli import client as client_commands
+from fedsec.cli import doctor as doctor_command
 from fedsec.cli import plan as plan_commands
 from fedsec.cli import release as release_commands
 from fedsec.cli import run as run_command
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.command("simulate", epilog=simulate_command.EPILOG)(simulate_command.simulate)
 app.command("attack", epilog=attack_command.EPILOG)(attack_command.attack)
 app.command("run", epilog=run_command.EPILOG)(run_command.run)
+app.command("doctor", epilog=doctor_command.EPILOG)(doctor_command.doctor)
 app.add_typer(plan_commands.app, name="plan")
 app.add_typer(ca_commands.app, name="ca")
 app.add_typer(server_commands.app, name="server")
