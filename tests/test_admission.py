@@ -49,7 +49,15 @@ TREE = {
     "fedsec/policy.py": b"CAP = 8.0\n",
     "fedsec/plan/default.toml": b"epsilon = 8\n",
 }
-PYPROJECT = b"[project]\nname = 'fedsec'\n"
+PYPROJECT = b"""[project]
+name = "fedsec"
+version = "0.1.0"
+[tool.flwr.app]
+publisher = "fedsec"
+[tool.flwr.app.components]
+serverapp = "server.app:app"
+clientapp = "client.app:app"
+"""
 
 
 def content_line(files):
@@ -87,7 +95,7 @@ def manifest_for(content, **changes):
         "version": 3,
         "not_before": NOW - timedelta(days=1),
         "not_after": NOW + timedelta(days=30),
-        "fab": FabEntry("fedsec.fab", hashlib.sha256(content).hexdigest(), len(content)),
+        "fab": FabEntry("fedsec.fab", "fedsec/fedsec", "0.1.0", hashlib.sha256(content).hexdigest(), len(content)),
         "files": read_fab(content),
         "runtime": entries_of(TREE),
     }
@@ -245,6 +253,36 @@ def test_a_fab_that_brings_a_package_which_would_shadow_an_installed_one_makes_n
 def test_a_client_module_that_is_not_installed_makes_no_manifest():
     with pytest.raises(AdmissionError, match="not the file that the release installs"):
         manifest_for(zipped(fab_files(**{"client/extra.py": b"evil"})))
+
+
+@pytest.mark.parametrize(
+    ("project", "reason"),
+    [
+        (PYPROJECT.replace(b"client.app:app", b"os:system"), "components"),
+        (PYPROJECT.replace(b'clientapp = "client.app:app"', b'agentapp = "client.app:app"'), "components"),
+        (PYPROJECT.replace(b"0.1.0", b"0.1.0/../../tmp/x"), "id or version"),
+        (b"[", "names no app"),
+        (b"\xff", "names no app"),
+        (b"[project]\nname = 1\n", "names no app"),
+    ],
+)
+def test_a_fab_whose_project_file_leads_elsewhere_is_refused(site, project, reason):
+    fab = zipped(fab_files(**{"pyproject.toml": project}))
+    with pytest.raises(AdmissionError, match=reason):
+        admit(fab, verified(BEN.approve(ADA.approve(Release(manifest_for(fab))))), site())
+
+
+def test_flowers_own_list_must_be_that_of_the_files(site):
+    files = fab_files()
+    fab = zipped({**files, ".info/CONTENT": files[".info/CONTENT"].replace(b"LICENSE", b"LICENCE")})
+    with pytest.raises(AdmissionError, match="own list of files"):
+        admit(fab, verified(BEN.approve(ADA.approve(Release(manifest_for(fab))))), site())
+
+
+@pytest.mark.parametrize(("fab_id", "version"), [("fedsec", "1"), ("../x/y", "1"), ("a/b", "1/../../x"), ("a/b", ""), ("a/b", "..")])
+def test_an_id_or_version_that_names_another_folder_makes_no_manifest(fab_id, version):
+    with pytest.raises(AdmissionError, match="publisher/project"):
+        FabEntry("x.fab", fab_id, version, "0" * 64, 1)
 
 
 # --- Zips that two readers read differently ------------------------------------------------------------------------------------------------
@@ -474,6 +512,32 @@ def test_junk_approvals_do_no_harm():
     assert verified(Release(RELEASE.manifest, (junk, *RELEASE.approvals))).approvers == ("ada", "ben")
     with pytest.raises(AdmissionError, match="at most 32"):
         Release(RELEASE.manifest, (junk,) * 33)
+
+
+def test_a_stolen_key_cannot_approve_in_the_past_for_the_future():
+    """The certificate ended in March; the thief signs in May, says that it was March, and writes the manifest's dates as he likes."""
+    refused("an approval from long before", BEN.approve(signed(ADA), now=NOW - timedelta(days=3)))
+    long = signed(not_before=NOW - timedelta(days=60), not_after=NOW + timedelta(days=30))
+    march = Admin("ben", issued_at=NOW - timedelta(days=2))
+    refused("longer|long before|1 approvals", march.approve(ADA.approve(long), now=march.issued_at - timedelta(days=90)))
+
+
+def test_an_approval_stands_for_one_certificate():
+    """Whoever carries it cannot put another certificate of the same key beside it, one that was valid at another time."""
+    other = AUTHORITY.issue_admin("ben", BEN.signer.public_key, now=NOW - timedelta(hours=2)).certificate_der
+    ada, ben = RELEASE.approvals
+    refused("does not verify", Release(RELEASE.manifest, (ada, replace(ben, certificate=other))))
+
+
+def test_a_pinned_key_outweighs_a_certificate_that_the_ca_issued_to_somebody_else():
+    pinned = replace(POLICY, keys={"ben": Signer.generate().public_key})
+    refused("ben approved with another key than the one that this site pins", RELEASE, policy=pinned)
+    assert verified(RELEASE, policy=replace(POLICY, keys={"ben": BEN.signer.public_key})).approvers == ("ada", "ben")
+
+
+def test_a_version_that_would_use_the_numbers_up_is_refused():
+    refused("use the numbers up", signed(ADA, BEN, version=1004), floor=verified(RELEASE).floor)
+    assert verified(signed(ADA, BEN, version=1003), floor=verified(RELEASE).floor)
 
 
 def test_approving_twice_replaces_the_first():

@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import InitVar, dataclass, field
 from datetime import datetime, timedelta
 
-from fedsec.admission.fab import read_fab
-from fedsec.admission.manifest import APPROVAL_LABEL, Approval, FileEntry, Manifest, Release, approval_digest
+from fedsec.admission.fab import open_fab
+from fedsec.admission.manifest import APPROVAL_LABEL, EARLY_APPROVAL, MAX_PERIOD, Approval, FileEntry, Manifest, Release, approval_digest
 from fedsec.errors import AdmissionError, ConfigError, VerificationError
 from fedsec.signing import verify_signature
 
 CLOCK_SLACK = timedelta(minutes=5)
 """How far ahead of this clock an approver's may be."""
+MAX_STEP = 1000
+"""Most that a version grows from one accepted release to the next."""
 _VERIFIED = object()
 _SHOWN = 3
 
@@ -56,6 +58,8 @@ class SitePolicy:
         federation: its own.
         approvers: names of the administrators whose approval counts here.
         approvals: how many of them are needed, at least 1.
+        keys: public keys (33 bytes) by name, where the site pins them too: a CA that issues a certificate in an approver's name then
+            gains nothing.
 
     Raises:
         ConfigError: it cannot be met, or asks for nothing.
@@ -64,6 +68,7 @@ class SitePolicy:
     federation: str
     approvers: frozenset[str]
     approvals: int
+    keys: Mapping[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 1 <= self.approvals <= len(self.approvers):
@@ -138,6 +143,8 @@ def verify_release(
         raise AdmissionError(f"{_title(manifest)} is not valid before {manifest.not_before:%Y-%m-%d %H:%M:%S} UTC")
     if now >= manifest.not_after:
         raise AdmissionError(f"{_title(manifest)} expired at {manifest.not_after:%Y-%m-%d %H:%M:%S} UTC; approve a new one")
+    if manifest.version > floor.version + MAX_STEP and floor.version:
+        raise AdmissionError(f"{_title(manifest)} is more than {MAX_STEP} above version {floor.version}: it would use the numbers up")
     if manifest.version < floor.version:
         raise AdmissionError(f"{_title(manifest)} is older than version {floor.version}, which this site accepted before")
     if manifest.version == floor.version and not hmac.compare_digest(sha256, floor.manifest_sha256):
@@ -202,7 +209,10 @@ def admit(content: bytes, release: VerifiedRelease, installed: Iterable[FileEntr
     found = hashlib.sha256(content).hexdigest()
     if not hmac.compare_digest(found, fab.sha256) or len(content) != fab.size:
         raise AdmissionError(f"a FAB with SHA-256 {found[:16]}… is not that of {_title(release.manifest)}")
-    _compare(read_fab(content), release.manifest.files, f"the FAB's files are not those of {_title(release.manifest)}")
+    opened = open_fab(content)
+    if (opened.fab_id, opened.fab_version) != (fab.fab_id, fab.fab_version):
+        raise AdmissionError("the FAB's id or version is not the manifest's")
+    _compare(opened.files, release.manifest.files, f"the FAB's files are not those of {_title(release.manifest)}")
     check_installation(release, installed)
 
 
@@ -233,12 +243,19 @@ def _check_approval(
 ) -> Approver:  # fmt: skip
     if approval.approved_at > now + CLOCK_SLACK:
         raise AdmissionError("an approval from the future")
+    manifest = release.manifest
+    if approval.approved_at < manifest.not_before - EARLY_APPROVAL or approval.approved_at < manifest.not_after - MAX_PERIOD:
+        raise AdmissionError("an approval from long before the manifest's period")
     approver = identify(approval)
     if approver.name not in policy.approvers:
         raise AdmissionError(f"{approver.name} is no approver of this site")
+    if not hmac.compare_digest(policy.keys.get(approver.name, approver.public_key), approver.public_key):
+        raise AdmissionError(f"{approver.name} approved with another key than the one that this site pins")
     if approver.serial_number in revoked:
         raise AdmissionError(f"the certificate of {approver.name} was revoked")
-    verify_signature(approver.public_key, APPROVAL_LABEL, approval_digest(release.sha256, approval.approved_at), approval.signature)
+    verify_signature(
+        approver.public_key, APPROVAL_LABEL, approval_digest(release.sha256, approval.approved_at, approval.certificate), approval.signature
+    )
     return approver
 
 

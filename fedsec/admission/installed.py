@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+import fedsec
 from fedsec.admission.manifest import FileEntry, check_file_set
 from fedsec.errors import AdmissionError, StorageError
 
@@ -26,14 +27,16 @@ def installed_packages() -> dict[str, Path]:
     """Where each of the packages lies that ``import`` would find here.
 
     Raises:
-        AdmissionError: one is missing, or is no plain package.
+        AdmissionError: one is missing, is no plain package, or lies elsewhere than this fedsec: another one stands before it in the path.
     """
-    found = {}
+    root, found = Path(fedsec.__file__).parent.parent, {}
     for name in RUNTIME_PACKAGES:
         spec = find_spec(name)
         if spec is None or spec.origin is None or Path(spec.origin).name != "__init__.py":
             raise AdmissionError(f"the package {name} is not installed here; install fedsec whole")
         found[name] = Path(spec.origin).parent
+        if found[name] != root / name:
+            raise AdmissionError(f"the package {name} would be imported from {found[name]}, not from beside fedsec ({root})")
     return found
 
 

@@ -4,8 +4,9 @@
 2. A version is a whole number that grows; a manifest is valid for at most 90 days.
 3. Code in a FAB is code that the release also installs: each file below ``server/`` or ``client/`` is the same file of ``runtime``. So a FAB
    shadows nothing, and it makes no difference which of the two copies a process loads.
-4. An approval is an administrator's signature over the manifest's SHA-256 and the time of approval, with the certificate that it was made
-   with. A release is a manifest with its approvals, in one file.
+4. An approval is an administrator's signature over the manifest's SHA-256, the time of approval and the certificate that it was made
+   with. It is given at most a day before the manifest begins or after, and holds for 90 days, so that a stolen key is worth no more than
+   that beyond its certificate's end. A release is a manifest with its approvals, in one file.
 
 Source: design note IDENTITY, "Peers' faults": file-by-file signatures let swapped and deleted files pass.
 """
@@ -31,6 +32,8 @@ APPROVAL_LABEL = "fedsec/release/v1/approval"
 
 MAX_PERIOD = timedelta(days=90)
 """Longest validity of a manifest."""
+EARLY_APPROVAL = timedelta(days=1)
+"""How long before a manifest's period it may be approved."""
 MAX_APPROVALS = 32
 MAX_FILES = 5000
 MAX_RELEASE_BYTES = 8 * 1024 * 1024
@@ -41,6 +44,8 @@ BARE_FILES = frozenset({"pyproject.toml", "LICENSE", "README.md", ".info/CONTENT
 
 _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}(?:/[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}){0,15}", re.ASCII)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}", re.ASCII)
+_FAB_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}/[a-z0-9][a-z0-9-]{0,63}", re.ASCII)
+_FAB_VERSION = re.compile(r"[0-9][0-9A-Za-z]{0,15}(?:\.[0-9A-Za-z]{1,16}){0,4}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
@@ -80,15 +85,21 @@ class FabEntry:
 
     Attributes:
         name: of the file that ``flwr build`` wrote; for people.
+        fab_id: publisher and project, as its ``pyproject.toml`` says; with the version it names the folder that Flower loads from.
+        fab_version: the project's version.
         sha256: of its bytes, 64 hex digits.
         size: bytes.
     """
 
     name: str
+    fab_id: str
+    fab_version: str
     sha256: str
     size: int
 
     def __post_init__(self) -> None:
+        if not _FAB_ID.fullmatch(self.fab_id) or not _FAB_VERSION.fullmatch(self.fab_version):
+            raise AdmissionError("the FAB's id is not publisher/project, or its version not digits, letters and dots")
         if not self.name.isprintable() or not 0 < len(self.name) <= 200:
             raise AdmissionError("the FAB's name is not 1 to 200 printable characters")
         _check_hash_and_size(self.sha256, self.size, "the FAB")
@@ -203,9 +214,9 @@ def decode_release(data: bytes) -> Release:
         raise DecodeError(f"release: {error}") from None
 
 
-def approval_digest(manifest_sha256: bytes, approved_at: datetime) -> bytes:
+def approval_digest(manifest_sha256: bytes, approved_at: datetime, certificate: bytes) -> bytes:
     """What an approval signs: 32 bytes."""
-    return digest(APPROVAL_LABEL, manifest_sha256, _write_time(approved_at).encode("ascii"))
+    return digest(APPROVAL_LABEL, manifest_sha256, _write_time(approved_at).encode("ascii"), hashlib.sha256(certificate).digest())
 
 
 def approve(release: Release, signer: Signer, *, certificate: bytes, intermediate: bytes, now: datetime) -> Release:
@@ -222,7 +233,7 @@ def approve(release: Release, signer: Signer, *, certificate: bytes, intermediat
         AdmissionError: there are too many approvals.
     """
     moment = now.astimezone(UTC).replace(microsecond=0)
-    signature = signer.sign(APPROVAL_LABEL, approval_digest(release.sha256, moment))
+    signature = signer.sign(APPROVAL_LABEL, approval_digest(release.sha256, moment, certificate))
     kept = tuple(approval for approval in release.approvals if approval.certificate != certificate)
     return Release(release.manifest, (*kept, Approval(certificate, intermediate, moment, signature)))
 
@@ -300,7 +311,7 @@ def _read_manifest(value: Any, what: str) -> Manifest:
 _BYTES = Codec(bytes.hex, _read_bytes)
 _TIME = Codec(_write_time, _read_time)
 _FILE_TABLE: Table = {"path": TEXT, "sha256": TEXT, "size": INTEGER}
-_FAB_TABLE: Table = {"name": TEXT, "sha256": TEXT, "size": INTEGER}
+_FAB_TABLE: Table = {"name": TEXT, "fab_id": TEXT, "fab_version": TEXT, "sha256": TEXT, "size": INTEGER}
 _FILE = Codec(lambda entry: dump(_FILE_TABLE, entry), lambda value, what: build(FileEntry, _FILE_TABLE, value, what))
 _FAB = Codec(lambda entry: dump(_FAB_TABLE, entry), lambda value, what: build(FabEntry, _FAB_TABLE, value, what))
 _MANIFEST_TABLE: Table = {
