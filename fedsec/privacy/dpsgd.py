@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,7 @@ from torch.nn import functional
 
 from fedsec.errors import ConfigError
 from fedsec.privacy.bookkeeping import make_engine
-from fedsec.privacy.clipping import Criterion, Engine, FunctionalEngine, PlainEngine, Rows, clip_and_sum
+from fedsec.privacy.clipping import Criterion, Engine, FunctionalEngine, Part, PlainEngine, Rows, clip_and_sum
 from fedsec.privacy.modelcheck import Probe, cannot_mix, check_attribution, model_errors, probe, trainable_parameters
 from fedsec.privacy.streams import KeyedStream, RoundStreams
 
@@ -84,6 +84,16 @@ class SgdSettings:
 def _require(holds: bool, field: str, value: object, mend: str) -> None:
     if not holds:
         raise ConfigError(f"{value!r} is out of range", field=field, mend=mend)
+
+
+class Canaries(Protocol):
+    """Gradients that an audit plants among those of the records: sampled, clipped, summed and noised by the very same code."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def parts(self, rows: npt.NDArray[np.int64]) -> list[Part]:
+        """The gradients of some of them: one part per trainable parameter, in the order of ``model.parameters()``."""
 
 
 class OpacusEngine:
@@ -192,6 +202,7 @@ def train(
     *,
     streams: RoundStreams,
     device: str | torch.device = "cpu",
+    canaries: Canaries | None = None,
 ) -> None:
     """Train the model's trainable parameters in place with (DP-)SGD on cross-entropy.
 
@@ -210,6 +221,7 @@ def train(
         settings: steps, rates, clipping and noise.
         streams: batches and noise; both are used up by this call.
         device: where to compute; sampling and noise are made on the CPU.
+        canaries: of an audit, on the CPU: each counts as one more record, after those of ``x``.
 
     Raises:
         ConfigError: the model cannot be trained record by record, or its logits do not fit the labels.
@@ -225,7 +237,8 @@ def train(
             synthetic = probe(model, x.shape[1:], private=settings.clip_norm is not None)
             _check_labels(y, num_classes=synthetic.targets.shape[1])
             with _engine(model, settings, synthetic) as engine:
-                _run(engine, KeyedNoiseOptimizer(parameters, settings, streams.noise), x, y, settings, streams.sampling)
+                optimizer = KeyedNoiseOptimizer(parameters, settings, streams.noise)
+                _run(engine, optimizer, x, y, settings, streams.sampling, canaries)
     finally:
         for layer, mode in modes:
             layer.training = mode
@@ -261,13 +274,19 @@ def _run(
     y: npt.NDArray[np.int64],
     settings: SgdSettings,
     sampling: KeyedStream,
+    canaries: Canaries | None,
 ) -> None:
     """The steps themselves."""
+    planted = len(canaries) if canaries is not None else 0
     device = optimizer.params[0].device
     clip_norm = settings.clip_norm if settings.clip_norm is not None else math.inf
     try:
         for _ in range(settings.steps):
-            batch = np.flatnonzero(sampling.bernoulli(len(x), settings.sample_rate))
+            drawn = np.flatnonzero(sampling.bernoulli(len(x) + planted, settings.sample_rate))
+            batch = drawn[drawn < len(x)]
+            if canaries is not None and len(drawn) > len(batch):
+                gradients = canaries.parts(drawn[len(batch) :] - len(x))
+                optimizer.accumulate(clip_and_sum(gradients, clip_norm)[1])
             for start in range(0, len(batch), settings.physical_batch_size):
                 rows = batch[start : start + settings.physical_batch_size]
                 records, targets = torch.from_numpy(x[rows]).to(device), torch.from_numpy(y[rows]).to(device)

@@ -1,0 +1,231 @@
+"""A whole federated training with canaries in it, in this process: the clients' own training code, the server's mean, nobody in between.
+
+1. Every client trains with :func:`fedsec.privacy.dpsgd.train`, as the client program does: same batches, clipping, noise, step counts, sum form. What an
+   attacker may see of a round is handed to the views, which keep scores and nothing else.
+2. Left out, because it is no part of the claim that is audited: attackers, the defence against them, sampling of clients (never counted as amplification),
+   drop-outs, and the rounding to ring steps under secure aggregation, which is a thousand times under the noise.
+3. Coins, directions and noise follow from the seed: an audit can be repeated. It is apart from every run for use: other keys, and its models are thrown away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from fedsec.data.federated import FederatedData, federated_data
+from fedsec.data.sizes import simulated_batch_size
+from fedsec.models.factory import Model, build_model
+from fedsec.models.parameters import get_arrays, set_arrays, split_names
+from fedsec.plan.model import Plan
+from fedsec.privacy.auditing.canaries import OVER_CLIP, GradientCanaries, directions_of, most_canaries, quiet_layer
+from fedsec.privacy.dpsgd import SgdSettings, train
+from fedsec.privacy.streams import RoundStreams, derive_key, simulation_root
+from fedsec.robust.rules import capped_weights
+from fedsec.vectors import FloatArray, Layout
+
+Flags = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+Observer = Callable[[Floats], None]
+"""Given the round's updates, float64 [clients, d]: summed gradients of the round in clip norms, weighted by their steps."""
+Progress = Callable[[str, float], None]
+
+_COINS, _DIRECTIONS, _CANDIDATES, _RECORD_COINS = 41, 42, 43, 44
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Site:
+    """One client: its records, which of them are in question, and its canaries.
+
+    Attributes:
+        x: float32 [n, *shape].
+        y: int64 [n].
+        batch_size: declared.
+        candidates: indices of the records in question.
+        directions: float32 [m, d] of all its canaries, in or out.
+    """
+
+    x: npt.NDArray[np.float32]
+    y: npt.NDArray[np.int64]
+    batch_size: int
+    candidates: npt.NDArray[np.int64]
+    directions: FloatArray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Coins:
+    """Who is in: bool [m] per client, for its canaries and for its candidate records."""
+
+    canaries: tuple[Flags, ...]
+    records: tuple[Flags, ...]
+
+    @classmethod
+    def toss(cls, sites: Sequence[Site], seed: int, *labels: int) -> Coins:
+        """Fair and independent coins."""
+        canaries = np.random.default_rng([seed, _COINS, *labels])
+        records = np.random.default_rng([seed, _RECORD_COINS, *labels])
+        return cls(
+            canaries=tuple(canaries.random(len(site.directions)) < 0.5 for site in sites),
+            records=tuple(records.random(len(site.candidates)) < 0.5 for site in sites),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Federation:
+    """All clients of a plan, ready for any number of audited runs.
+
+    Attributes:
+        plan: with the audit's seed; its attack and rule play no part.
+        layout: of the shared parameters.
+        num_classes: of the task.
+        sites: the clients.
+        quiet: whether the canaries' directions are orthogonal to all records' gradients.
+    """
+
+    plan: Plan
+    layout: Layout
+    num_classes: int
+    sites: tuple[Site, ...]
+    quiet: bool
+    _first: dict[str, FloatArray] = field(repr=False)
+
+    @classmethod
+    def of(cls, plan: Plan, *, canaries: int, candidates: int, most_records: int | None = None) -> Federation:
+        """Load the records and lay the canaries out.
+
+        Args:
+            plan: as it is to be audited, seed included.
+            canaries: wanted over all clients together; fewer if the model is too small for them.
+            candidates: records in question, over all clients together; at most half of each client's.
+            most_records: of each client, for a shorter run; the declared batch size shrinks with them.
+
+        Raises:
+            DataError: no records.
+            ConfigError: a model that cannot be built.
+        """
+        data = federated_data(plan.data, num_clients=plan.federation.num_clients, seed=plan.federation.seed)
+        model = build_model(
+            plan.model, input_shape=data.dataset.x.shape[1:], num_classes=data.dataset.num_classes, seed=plan.federation.seed
+        )
+        shared, _ = split_names(model, plan.model.personal)
+        first = get_arrays(model, shared)
+        layout = Layout.of(first)
+        quiet = quiet_layer(layout, data.dataset.num_classes) if plan.model.name != "custom" else None
+        directions = _directions(plan, layout, quiet, canaries)
+        sites = [
+            _site(plan, data, place, directions[place], candidates=-(-candidates // plan.federation.num_clients), most=most_records)
+            for place in range(plan.federation.num_clients)
+        ]
+        return cls(
+            plan=plan, layout=layout, num_classes=data.dataset.num_classes, sites=tuple(sites), quiet=quiet is not None, _first=first
+        )  # fmt: skip
+
+    @property
+    def num_canaries(self) -> int:
+        """Over all clients, in or out."""
+        return sum(len(site.directions) for site in self.sites)
+
+    def with_privacy(self) -> Federation:
+        """The same, trained with per-record clipping and noise even if the plan has none."""
+        if self.plan.is_private:
+            return self
+        privacy = self.plan.privacy.model_copy(update={"unit": "example", "epsilon": 1.0})
+        return replace(self, plan=self.plan.model_copy(update={"privacy": privacy}))
+
+    def model(self, arrays: dict[str, FloatArray] | None = None) -> Model:
+        """A model with these shared parameters, or the first ones."""
+        shape = self.sites[0].x.shape[1:]
+        model = build_model(self.plan.model, input_shape=shape, num_classes=self.num_classes, seed=self.plan.federation.seed)
+        set_arrays(model, self._first if arrays is None else arrays)
+        return model
+
+    def run(
+        self, coins: Coins, *, noise_multiplier: float, label: str, observers: Sequence[Observer] = (), progress: Progress | None = None
+    ) -> dict[str, FloatArray]:
+        """Train from the first round to the last, and give the released model.
+
+        Args:
+            coins: who is in.
+            noise_multiplier: of every step; 0 for none.
+            label: of this run: other labels give other noise and batches.
+            observers: what attackers see, every round.
+            progress: told after every round.
+        """
+        rounds = self.plan.federation.rounds
+        vector, velocity = self.layout.flatten(self._first).astype(np.float64), np.zeros(self.layout.size)
+        tail: list[Floats] = []
+        worker = self.model()
+        sizes = [float(site.batch_size) for site in self.sites]
+        weights = capped_weights(sizes, weight_cap=self.plan.training.weight_cap)
+        for server_round in range(1, rounds + 1):
+            start = self.layout.unflatten(vector)
+            updates = np.stack(
+                [self._update(worker, place, start, coins, noise_multiplier, (label, str(server_round))) for place in range(len(sizes))]
+            )
+            for observe in observers:
+                observe(updates / (-self.plan.training.learning_rate * self.plan.privacy.clip_norm))
+            mean = (np.array(weights) / sizes) @ updates / sum(weights)
+            velocity = self.plan.training.server_momentum * velocity + mean
+            vector = (vector + self.plan.training.server_learning_rate * velocity).astype(np.float32).astype(np.float64)
+            if server_round > rounds - max(1, self.plan.training.tail_average):
+                tail.append(vector)
+            if progress is not None:
+                progress(f"{label}: round {server_round} of {rounds}", server_round / rounds)
+        return self.layout.unflatten(np.mean(tail, axis=0))
+
+    def _update(
+        self, model: Model, place: int, start: dict[str, FloatArray], coins: Coins, noise_multiplier: float, labels: tuple[str, str]
+    ) -> Floats:
+        """One client's update in sum form."""
+        site, training, privacy = self.sites[place], self.plan.training, self.plan.privacy
+        set_arrays(model, start)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in start)
+        kept = np.ones(len(site.y), dtype=np.bool_)
+        kept[site.candidates] = coins.records[place]
+        planted = GradientCanaries(
+            directions=site.directions[coins.canaries[place]],
+            layout=self.layout,
+            names=tuple(name for name, _ in model.named_parameters() if name in start),
+            shapes=dict(self.layout.entries),
+            norm=privacy.clip_norm * (OVER_CLIP if self.plan.is_private else 1.0),
+        )
+        settings = SgdSettings(
+            steps=training.steps,
+            sample_rate=training.sample_rate,
+            batch_size=site.batch_size,
+            learning_rate=training.learning_rate,
+            momentum=training.momentum,
+            clip_norm=privacy.clip_norm if self.plan.is_private else None,
+            noise_multiplier=noise_multiplier,
+            physical_batch_size=training.physical_batch_size,
+            clipping=privacy.clipping,
+        )
+        root = derive_key(simulation_root(self.plan.federation.seed), "audit", *labels, f"client-{place}")
+        train(model, site.x[kept], site.y[kept], settings, streams=RoundStreams.derive(root), canaries=planted)
+        after = self.layout.flatten(get_arrays(model, start))
+        return (after.astype(np.float64) - self.layout.flatten(start)) * site.batch_size
+
+
+def _directions(plan: Plan, layout: Layout, quiet: tuple[str, str | None] | None, canaries: int) -> list[FloatArray]:
+    """Each client's directions: orthonormal over all clients if there is room, else in each client by itself."""
+    generator = np.random.default_rng([plan.federation.seed, _DIRECTIONS])
+    clients, most = plan.federation.num_clients, most_canaries(layout, quiet)
+    each = min(most, -(-canaries // clients))
+    if each * clients <= most:
+        return np.split(directions_of(layout, each * clients, quiet=quiet, generator=generator), clients)
+    return [directions_of(layout, each, quiet=quiet, generator=generator) for _ in range(clients)]
+
+
+def _site(plan: Plan, data: FederatedData, place: int, directions: FloatArray, *, candidates: int, most: int | None) -> Site:
+    x, y = data.client_arrays(place)
+    generator = np.random.default_rng([plan.federation.seed, _CANDIDATES, place])
+    batch_size = simulated_batch_size(plan, data, place)
+    if most is not None and len(y) > most:
+        chosen = np.sort(generator.permutation(len(y))[:most])
+        batch_size = max(1, round(batch_size * most / len(y)))
+        x, y = x[chosen], y[chosen]
+    asked = np.sort(generator.permutation(len(y))[: min(candidates, len(y) // 2)]).astype(np.int64)
+    return Site(x=x, y=y, batch_size=batch_size, candidates=asked, directions=directions)
