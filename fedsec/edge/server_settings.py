@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from fedsec.edge.limits import Limits
 from fedsec.errors import CertificateError, ConfigError
+from fedsec.files import atomic_write_text
 from fedsec.identity.names import check_name
 
 SETTINGS_FILE = "server.toml"
@@ -27,6 +28,7 @@ DEFAULT_SUPERLINK_PORT = 18000
 MAX_HOLD_S = 28.0
 
 _ADDRESS = re.compile(r"(?:[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\]):([0-9]{1,5})", re.ASCII)
+_IS_HINT = re.compile(r"# (\[ca\]|address = \"ca|fingerprint = )")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}", re.ASCII)
 
 
@@ -270,6 +272,28 @@ def _read(section: str, key: str, value: Any, file: str) -> Any:
 def _nearest(word: str, known: Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+
+
+def write_ca_settings(home: Path, *, address: str, fingerprint: str) -> None:
+    """Put ``[ca]`` into ``server.toml``; the rest of the file stays as it is, comments too.
+
+    Raises:
+        ConfigError: the result would not be allowed; nothing was written.
+        StorageError: the file system refused.
+    """
+    path = home / SETTINGS_FILE
+    load_server_settings(home)
+    lines, skipping = [], False
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.strip().startswith("["):
+            skipping = line.strip().split("#")[0].strip() == "[ca]"
+        if not skipping and not _IS_HINT.match(line):
+            lines.append(line)
+    while lines and not lines[-1].strip():
+        lines.pop()
+    text = "\n".join([*lines, "", "[ca]", f'address = "{address}"', f'fingerprint = "{fingerprint}"', ""])
+    parse_server_settings(tomllib.loads(text), home, file=str(path))
+    atomic_write_text(path, text)
 
 
 TEMPLATE = """\

@@ -62,14 +62,23 @@ class Trust:
         server_name: that the identity must have.
         clock: gives the time, aware.
         on_fault: told of a file that was refused, once for each version of it.
+        read_only: write nothing: for whoever only looks.
 
     Raises:
         FedsecError: the identity cannot be used; the other files may be missing.
     """
 
     def __init__(
-        self, home: Path, *, federation: str, server_name: str, clock: Callable[[], datetime], on_fault: Callable[[str, FedsecError], None]
+        self,
+        home: Path,
+        *,
+        federation: str,
+        server_name: str,
+        clock: Callable[[], datetime],
+        on_fault: Callable[[str, FedsecError], None],
+        read_only: bool = False,
     ) -> None:
+        self._read_only = read_only
         self._home, self._federation, self._server_name = home, federation, server_name
         self._clock, self.on_fault = clock, on_fault
         self._marks: dict[str, object] = {}
@@ -203,7 +212,8 @@ class Trust:
     def _raise_floor(self, name: str, number: int) -> None:
         if number > self.floors[name]:
             self.floors[name] = number
-            atomic_write_json(self._home / "gateway" / "floors.json", self.floors)
+            if not self._read_only:
+                atomic_write_json(self._home / "gateway" / "floors.json", self.floors)
 
 
 def _serial_numbers(folder: Path, roster: Roster) -> dict[str, int]:
