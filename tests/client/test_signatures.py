@@ -1,0 +1,163 @@
+"""Unsigned and forged requests at a client with an identity: refused before its policy, its records and its store are touched."""
+
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from flwr.app import Context, RecordDict
+
+from client.app import app
+from fedsec.errors import CertificateError, DecodeError, FedsecError, SignatureError
+from fedsec.flower import compat, records
+from fedsec.flower.secure_records import STAGES, make_stage_request, stage_type
+from fedsec.flower.signed import SIGNATURE_RECORD, ServerIdentity, sign_request
+from fedsec.identity.ca import CertificateAuthority
+from fedsec.identity.folder import create_identity
+from fedsec.plan.load import load_plan
+from fedsec.signing import Signer
+from fedsec.vectors import arrays_digest
+
+PLAN = load_plan(overrides=["robust.rule=mean", "attack.name=none", "secagg.enabled=false", "privacy.noise_multiplier=60.0", "privacy.epsilon=1",
+                            "training.steps=1", "training.batch_size=32", "federation.evaluate_clients=true"])  # fmt: skip
+MODEL = {"bias": np.zeros(2, np.float32), "weight": np.zeros((2, 4), np.float32)}
+SOURCE = """
+import pathlib
+import numpy as np
+def load():
+    pathlib.Path(__file__).with_name("read").touch()
+    x = np.random.default_rng(0).random((400, 4)).astype(np.float32)
+    return {"x": x, "y": np.arange(400) % 2, "x_test": x[:50], "y_test": np.arange(50) % 2, "num_classes": 2}
+"""
+RUN = 7
+WITH_MODEL = {records.TRAIN, records.EVALUATE, records.PERSONALISE}
+KINDS = [
+    records.DESCRIBE,
+    records.TRAIN,
+    records.EVALUATE,
+    records.PERSONALISE,
+    "query.roster",
+    *map(stage_type, STAGES),
+    "query.blame",
+    "query.blame_open",
+]
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A deployed client with an identity, its federation's server, and a fellow client."""
+    monkeypatch.delenv("FEDSEC_SIMULATION", raising=False)
+    now = datetime.now(UTC)
+    authority = CertificateAuthority.create("hearts.example", now=now)
+    (tmp_path / "signedrecords.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from client.localdata import _load_source
+
+    _load_source.cache_clear()
+
+    def identity(kind, name):
+        signer = Signer.generate()
+        issued = (
+            authority.issue_server(name, signer.public_key, now=now)
+            if kind == "server"
+            else authority.issue_node(name, signer.public_key, site="basel", now=now)
+        )
+        return ServerIdentity(signer=signer, certificate_der=issued.certificate_der, intermediate_der=authority.intermediate_der)
+
+    own = identity("node", "client-1")
+    create_identity(tmp_path / "identity", own.signer, own.certificate_der, own.intermediate_der, authority.root_der)
+    settings = tmp_path / "settings.toml"
+    text = (
+        f'client_id = "client-1"\nhome = "{tmp_path / "store"}"\nsource = "signedrecords:load"\nbatch_size = 32\nidentity = "{tmp_path / "identity"}"\nserver = "main"\n'
+        "[policy]\nepsilon_cap = 9.0\ndelta = 1e-3\nallow_evaluation = true\n"
+    )
+    settings.write_text(text)
+    context = Context(run_id=RUN, node_id=1, node_config={"fedsec-settings": str(settings)}, state=RecordDict(), run_config={})
+    with compat.task_identity(RUN):
+        yield SimpleNamespace(path=tmp_path, context=context, settings=settings, server=identity("server", "main"), spare=identity("server", "spare"),
+                              fellow=identity("node", "client-2"))  # fmt: skip
+
+
+def request(kind, **changes):
+    fields = {"run_id": "r", "server_round": 1, "plan_json": records.plan_to_canonical(PLAN), "noise_multiplier": 60.0, **changes}
+    fields.setdefault("model_hash", arrays_digest(MODEL) if kind in WITH_MODEL else "")
+    asked = records.RoundRequest(**fields)
+    if kind.partition(".")[2] in ("", "describe", "personalise"):
+        return records.make_request(
+            asked, node_id=1, message_type=kind, arrays=records.arrays_to_record(MODEL) if kind in WITH_MODEL else None
+        )
+    return make_stage_request(asked, b"body", node_id=1, message_type=kind)
+
+
+def sign(message, identity, run=RUN):
+    message.content[SIGNATURE_RECORD] = sign_request(message, identity, flower_run_id=run, signed_at=datetime.now(UTC))
+    return message
+
+
+def ask(site, message):
+    compat.assign_message_id(message, "m")
+    return app(message=message, context=site.context)
+
+
+def untouched(site):
+    return not (site.path / "read").exists() and not (site.path / "store").exists() and not site.context.state
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_request_needs_the_servers_signature(site, kind):
+    with pytest.raises(SignatureError, match="carries no signature"):
+        ask(site, request(kind))
+    with pytest.raises(CertificateError, match="server certificate"):
+        ask(site, sign(request(kind), site.fellow))
+    assert untouched(site)
+
+
+def test_the_list_of_kinds_above_is_all_that_the_client_answers():
+    assert {kind if "." in kind else f"{kind}.default" for kind in KINDS} == set(app._registered_funcs)
+
+
+def test_a_signed_request_is_answered_and_costs_what_it_should(site):
+    assert records.read_about(ask(site, sign(request(records.DESCRIBE), site.server)), sender="x", phase="p").client_id == "client-1"
+    assert records.read_update(ask(site, sign(request(records.TRAIN), site.server)), sender="x")["weight"].shape == (2, 4)
+
+
+def test_an_evaluation_forged_by_a_fellow_node_releases_nothing(site):
+    """The client would answer this evaluation if the server asked: only the signature stands before it."""
+    assert ask(site, sign(request(records.EVALUATE), site.server)).content["metrics"]["num_examples"] == 50
+    forged = sign(request(records.EVALUATE), site.fellow)
+    with pytest.raises(CertificateError):
+        ask(site, forged)
+    stolen = sign(request(records.DESCRIBE, model_hash=arrays_digest(MODEL)), site.server)
+    forged.content[SIGNATURE_RECORD] = stolen.content[SIGNATURE_RECORD]
+    with pytest.raises(SignatureError, match="evaluate request is not what the server signed"):
+        ask(site, forged)
+
+
+def test_a_request_captured_in_another_run_is_refused(site):
+    with pytest.raises(SignatureError, match="another run"):
+        ask(site, sign(request(records.TRAIN), site.server, run=RUN + 1))
+    assert untouched(site)
+
+
+def test_swapped_arrays_are_refused_and_nothing_is_spent(site):
+    message = sign(request(records.TRAIN), site.server)
+    message.content["model"] = records.arrays_to_record({**MODEL, "bias": np.ones(2, np.float32)})
+    with pytest.raises(DecodeError, match="not the one whose hash"):
+        ask(site, message)
+    assert untouched(site)
+
+
+def test_another_server_of_the_federation_is_not_the_one_that_the_site_chose(site):
+    with pytest.raises(CertificateError, match="follows main"):
+        ask(site, sign(request(records.TRAIN), site.spare))
+    assert untouched(site)
+
+
+def test_a_damaged_identity_stops_the_client_rather_than_the_check(site):
+    (site.path / "identity" / "root.der").unlink()
+    from client.credentials import _deployed
+
+    _deployed.cache_clear()
+    with pytest.raises(FedsecError, match="its own log says why"):
+        ask(site, request(records.TRAIN))
+    assert untouched(site)
