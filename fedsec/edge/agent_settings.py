@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedsec.errors import CertificateError, ConfigError
+from fedsec.errors import CertificateError, ConfigError, SignatureError
 from fedsec.identity.names import check_name
 from fedsec.identity.tokens import check_address
+from fedsec.signing import decode_public_key
 
 HOME_VARIABLE = "FEDSEC_CLIENT_HOME"
 DEFAULT_HOME = "~/.fedsec-client"
@@ -27,7 +28,7 @@ DEFAULT_PRELOAD = ("opacus", "client.warm:preload", "client.app")
 DEFAULT_OBJECT_BYTES = 256 * 1024 * 1024
 
 _TOP = {"server": str, "server_name": str, "release": dict, "node": dict}
-_RELEASE = {"approvers": list, "approvals": int}
+_RELEASE = {"approvers": list, "approvals": int, "keys": dict}
 _NODE = {"warm_start": bool, "preload": list, "task_poll_s": (int, float), "object_bytes": int}
 
 
@@ -46,6 +47,7 @@ class AgentSettings:
         server_name: the name that its certificate must have.
         approvers: names of the administrators whose approval counts here.
         approvals: how many of them a release needs.
+        approver_keys: public keys that the site pins for them, 33 bytes by name.
         warm_start: whether a fork server starts ``flwr-clientapp``.
         preload: what it loads.
         task_poll_s: how often SuperExec asks for work, seconds; 0.01 to 60.
@@ -57,6 +59,7 @@ class AgentSettings:
     server_name: str = DEFAULT_SERVER_NAME
     approvers: tuple[str, ...] = ()
     approvals: int = 1
+    approver_keys: Mapping[str, bytes] = field(default_factory=dict)
     warm_start: bool = True
     preload: tuple[str, ...] = DEFAULT_PRELOAD
     task_poll_s: float = 0.1
@@ -76,6 +79,11 @@ class AgentSettings:
     def releases(self) -> Path:
         """Folder of release files and the version floor."""
         return self.home / "releases"
+
+    @property
+    def floor_file(self) -> Path:
+        """The newest release version accepted so far; outside of the folder that operators copy releases into."""
+        return self.home / "floor.json"
 
     @property
     def loopback(self) -> Path:
@@ -127,6 +135,7 @@ def read_agent_settings(raw: Mapping[str, Any], *, home: Path, file: str) -> Age
         server_name=raw.get("server_name", DEFAULT_SERVER_NAME),
         approvers=tuple(release.get("approvers", ())),
         approvals=release.get("approvals", 1),
+        approver_keys=_read_keys(release.get("keys", {}), release.get("approvers", []), file),
         warm_start=node.get("warm_start", True),
         preload=tuple(node.get("preload", DEFAULT_PRELOAD)),
         task_poll_s=float(node.get("task_poll_s", 0.1)),
@@ -134,6 +143,20 @@ def read_agent_settings(raw: Mapping[str, Any], *, home: Path, file: str) -> Age
     )
     _check_values(settings, file)
     return settings
+
+
+def _read_keys(given: Mapping[str, Any], approvers: list[str], file: str) -> dict[str, bytes]:
+    found = {}
+    for name, text in given.items():
+        try:
+            key = bytes.fromhex(text)
+            decode_public_key(key)
+        except (TypeError, ValueError, SignatureError):
+            raise ConfigError("not a public key: 66 hex digits", field=f"release.keys.{name}"[:80], file=file) from None
+        if name not in approvers:
+            raise ConfigError("a key for a name that is no approver", field=f"release.keys.{name}"[:80], file=file)
+        found[name] = key
+    return found
 
 
 def _check_keys(given: Mapping[str, Any], known: Mapping[str, Any], where: str, file: str) -> None:

@@ -45,10 +45,21 @@ class Child:
         environment: all of it.
         log: file that its output is appended to.
         cwd: its working folder.
+        on_end: told its name and exit status when it ended unasked; must not block.
     """
 
-    def __init__(self, name: str, command: Callable[[], Sequence[str]], *, environment: Mapping[str, str], log: Path, cwd: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Callable[[], Sequence[str]],
+        *,
+        environment: Mapping[str, str],
+        log: Path,
+        cwd: Path,
+        on_end: Callable[[str, int], None] = lambda _name, _status: None,
+    ) -> None:
         self.name = name
+        self._on_end = on_end
         self.restarts = 0
         self._command, self._environment, self._log, self._cwd = command, dict(environment), log, cwd
         self._process: asyncio.subprocess.Process | None = None
@@ -100,6 +111,7 @@ class Child:
                     )
                 code = await self._process.wait()
                 _kill_group(self._process.pid)  # what it left behind
+                self._on_end(self.name, code)
                 _logger.warning("%s ended with status %s; see %s", self.name, code, self._log)
             except OSError as error:
                 _logger.warning("%s cannot be started: %s", self.name, error)

@@ -1,7 +1,9 @@
 """A process that has flwr, torch and the client's modules loaded, and forks a copy for every ``flwr-clientapp`` that is asked for.
 
 1. It loads, never computes: one thread, no channel, no pool. A second thread or an OpenMP region before a fork can hang the copy.
-2. A copy runs flwr's own console entry point with the caller's arguments, environment, folder and streams; its generators are seeded anew.
+2. A copy runs flwr's own console entry point. Its arguments are built here: the SuperNode's address and CA come from the agent's file, and
+   of the caller's words only a token and a process id count; an option that leads elsewhere is refused. Its environment and folder are
+   this process's, its generators are seeded anew.
 3. A copy dies with this process (``PR_SET_PDEATHSIG``) and is asked to end when its caller is gone.
 4. Only processes of the same user are served: the socket lies in a private folder, and the system says who connects.
 
@@ -18,6 +20,7 @@ import importlib.metadata
 import json
 import os
 import random
+import re
 import selectors
 import signal
 import socket
@@ -31,7 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fedsec.edge.shim import SOCKET
+from fedsec.edge.shim import REFUSED, RUNTIME_FILE, SOCKET
 
 ENTRY_POINT = "flwr-clientapp"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -41,6 +44,9 @@ GRACE_S = 5.0
 """How long a copy whose caller is gone may take to end."""
 
 _PR_SET_PDEATHSIG = 1
+_OPTIONS = {"--runtime-api-address", "--root-certificates", "--token", "--parent-pid"}
+_TOKEN = re.compile(r"[0-9A-Za-z_-]{8,256}", re.ASCII)
+_PID = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
 
 
 @dataclass(eq=False)
@@ -57,16 +63,17 @@ class ForkServer:
     Args:
         folder: private; the socket is made in it.
         run: what a copy runs; it may raise SystemExit.
+        build: makes a copy's arguments of the caller's; raises ValueError.
     """
 
-    def __init__(self, folder: Path, run: Callable[[], Any]) -> None:
-        self._run = run
+    def __init__(self, folder: Path, run: Callable[[], Any], build: Callable[[list[str]], list[str]]) -> None:
+        self._run, self._build = run, build
         self._copies: dict[int, _Copy] = {}
         self._selector = selectors.EpollSelector()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         os.chdir(folder)  # a socket's address has 107 bytes at most, a path may have more
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(SOCKET)
+        for left in (SOCKET, f"{SOCKET}.new"):
+            Path(left).unlink(missing_ok=True)
         self._listener.bind(f"{SOCKET}.new")
         Path(f"{SOCKET}.new").chmod(0o600)
         self._listener.listen(64)
@@ -95,30 +102,34 @@ class ForkServer:
         caller.settimeout(READ_TIMEOUT_S)
         descriptors: list[int] = []
         try:
-            request = _read_request(caller, descriptors)
-            pid = self._fork(request, descriptors, caller)
+            arguments = self._build(_read_request(caller, descriptors))
+            if threading.active_count() > 1:
+                raise ValueError("a thread of ours is running; a copy could hang")
+            pid = self._fork(arguments, descriptors, caller)
             copy = _Copy(pid, os.pidfd_open(pid), caller)
             caller.settimeout(READ_TIMEOUT_S)
             self._copies[pid] = copy
             self._selector.register(copy.pidfd, selectors.EVENT_READ, copy)
             self._selector.register(caller, selectors.EVENT_READ, copy)
             caller.sendall(b"%d\n" % pid)
-        except (OSError, ValueError):
-            traceback.print_exc()
+        except (OSError, ValueError, KeyError) as error:
+            print(f"no process: {error}", file=sys.stderr)  # noqa: T201 - the agent keeps this in a log
             if not any(copy.caller is caller for copy in self._copies.values()):
+                with contextlib.suppress(OSError):
+                    caller.sendall(f"{REFUSED}\n".encode("ascii"))
                 caller.close()
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def _fork(self, request: dict[str, Any], descriptors: Sequence[int], caller: socket.socket) -> int:
+    def _fork(self, arguments: list[str], descriptors: Sequence[int], caller: socket.socket) -> int:
         entropy, parent = os.urandom(32), os.getpid()
         pid = os.fork()
         if pid == 0:
             foreign = [self._listener.fileno(), caller.fileno(), self._selector.fileno()]
             for copy in self._copies.values():
                 foreign += [copy.pidfd, copy.caller.fileno()]
-            _live(self._run, request, descriptors, foreign, parent, entropy)
+            _live(self._run, arguments, descriptors, foreign, parent, entropy)
         return pid
 
     def _reap(self, copy: _Copy) -> None:
@@ -144,8 +155,8 @@ def _signal(copy: _Copy, number: signal.Signals) -> None:
         signal.pidfd_send_signal(copy.pidfd, number)
 
 
-def _read_request(caller: socket.socket, descriptors: list[int]) -> dict[str, Any]:
-    """Arguments, environment, folder; the streams go to ``descriptors``, which the caller closes.
+def _read_request(caller: socket.socket, descriptors: list[int]) -> list[str]:
+    """The caller's arguments; the streams go to ``descriptors``, which the caller of this closes.
 
     Raises:
         ValueError: another user, or not a request.
@@ -154,10 +165,10 @@ def _read_request(caller: socket.socket, descriptors: list[int]) -> dict[str, An
     credentials = caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     if struct.unpack("3i", credentials)[1] != os.getuid():
         raise ValueError("another user asked for a process")
-    head, found, _, _ = socket.recv_fds(caller, 4, 3)
+    head, found, _, _ = socket.recv_fds(caller, 4, 2)
     descriptors += found
     size = int.from_bytes(head, "big")
-    if len(head) != 4 or len(found) != 3 or not 0 < size <= MAX_REQUEST_BYTES:
+    if len(head) != 4 or len(found) != 2 or not 0 < size <= MAX_REQUEST_BYTES:
         raise ValueError("not a request for a process")
     data = bytearray()
     while len(data) < size:
@@ -166,26 +177,56 @@ def _read_request(caller: socket.socket, descriptors: list[int]) -> dict[str, An
             raise ValueError("a request that ends early")
         data += piece
     request = json.loads(data)
-    if not isinstance(request, dict) or set(request) != {"arguments", "cwd", "environ"}:
+    arguments = request.get("arguments") if isinstance(request, dict) else None
+    if not isinstance(arguments, list) or not all(isinstance(item, str) for item in arguments):
         raise ValueError("not a request for a process")
-    return request
+    return arguments
+
+
+def build_arguments(given: list[str], *, address: str, root_certificates: str) -> list[str]:
+    """A copy's arguments: the agent's own address and CA, the caller's token and process id.
+
+    Args:
+        given: what SuperExec asked for.
+        address: of the SuperNode's runtime.
+        root_certificates: path of the loopback's CA.
+
+    Raises:
+        ValueError: an option that is not exactly what the agent's own SuperExec gives.
+    """
+    options = dict(zip(given[::2], given[1::2], strict=False))
+    if len(given) != 2 * len(options) or set(options) != _OPTIONS:
+        raise ValueError("options that SuperExec does not give")
+    if (options["--runtime-api-address"], options["--root-certificates"]) != (address, root_certificates):
+        raise ValueError("a process for another SuperNode than ours")
+    if not _TOKEN.fullmatch(options["--token"]) or not _PID.fullmatch(options["--parent-pid"]):
+        raise ValueError("not a token or not a process id")
+    fixed = ["--runtime-api-address", address, "--root-certificates", root_certificates]
+    return [*fixed, "--token", options["--token"], "--parent-pid", options["--parent-pid"]]
+
+
+def _build_from(folder: Path) -> Callable[[list[str]], list[str]]:
+    """:func:`build_arguments` for the SuperNode that runs now: its port is another one at each of its starts."""
+
+    def build(given: list[str]) -> list[str]:
+        runtime = json.loads((folder / RUNTIME_FILE).read_bytes())
+        return build_arguments(given, address=runtime["address"], root_certificates=runtime["root_certificates"])
+
+    return build
 
 
 # --- The copy's side ------------------------------------------------------------------------------------------------------------
 
 
 def _live(
-    run: Callable[[], Any], request: dict[str, Any], streams: Sequence[int], foreign: Sequence[int], parent: int, entropy: bytes
+    run: Callable[[], Any], arguments: list[str], streams: Sequence[int], foreign: Sequence[int], parent: int, entropy: bytes
 ) -> NoReturn:  # fmt: skip
     """The whole life of a copy; ends with ``os._exit``, so nothing that the parent registered runs twice."""
     code = 1
     try:
         _detach(streams, foreign, parent)
         _seed_generators(entropy)
-        os.environ.clear()
-        os.environ.update(request["environ"])
-        os.chdir(request["cwd"])
-        sys.argv = [ENTRY_POINT, *request["arguments"]]
+        sys.argv = [ENTRY_POINT, *arguments]
         code = _exit_code(run)
         for thread in threading.enumerate():
             if thread is not threading.current_thread() and not thread.daemon:
@@ -226,11 +267,13 @@ def _detach(streams: Sequence[int], foreign: Sequence[int], parent: int) -> None
         os._exit(1)
     for descriptor in foreign:
         os.close(descriptor)
-    for target, stream in enumerate(streams):
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for target, stream in enumerate((nothing, *streams)):
         os.dup2(stream, target)
-    for stream in streams:
-        if stream > 2:
-            os.close(stream)
+    for stream in {nothing, *streams} - {0, 1, 2}:
+        os.close(stream)
+    os.umask(0o077)
 
 
 def _seed_generators(entropy: bytes) -> None:
@@ -280,7 +323,7 @@ def main() -> None:
     gc.freeze()  # pages of what is loaded stay shared
     if (threads := _threads()) > 1:
         print(f"{threads} threads after loading; a copy may hang", file=sys.stderr)  # noqa: T201 - kept in a log
-    ForkServer(Path(folder), run).serve()
+    ForkServer(Path(folder), run, _build_from(Path(folder).absolute())).serve()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ Source: flwr 1.41, ``flower-supernode --help``, ``flower-superexec --help``; des
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import socket
@@ -18,7 +19,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedsec.edge.loopback import HOST, Loopback, write_command
+from fedsec.edge.shim import RUNTIME_FILE
 from fedsec.errors import ConfigError, StorageError
+from fedsec.files import atomic_write_bytes
 
 CLIENT_APP = "flwr-clientapp"
 REFUSED_COMMANDS = ("flwr-agentapp", "flwr-connector", "flwr-model", "flwr-serverapp", "flwr-simulation", "uv")
@@ -67,12 +70,8 @@ def flower_environment(base: Mapping[str, str], loopback: Loopback, *, task_poll
     }
 
 
-def write_commands(loopback: Loopback, *, warm_start: bool) -> None:
+def write_commands(loopback: Loopback) -> None:
     """Fill the first folder of PATH.
-
-    Args:
-        loopback: of this start.
-        warm_start: whether ``flwr-clientapp`` is the shim, or the stock command itself.
 
     Raises:
         ConfigError: the stock command is not installed.
@@ -80,10 +79,19 @@ def write_commands(loopback: Loopback, *, warm_start: bool) -> None:
     """
     real = stock_command(CLIENT_APP)
     shim = [sys.executable, "-I", "-S", str(Path(__file__).with_name("shim.py")), str(loopback.folder), str(real)]
-    target = shlex.join(shim) if warm_start else shlex.quote(str(real))
-    write_command(loopback.commands / CLIENT_APP, f'#!/bin/sh\nexec {target} "$@"\n')
+    write_command(loopback.commands / CLIENT_APP, f'#!/bin/sh\nexec {shlex.join(shim)} "$@"\n')
     for name in REFUSED_COMMANDS:
         write_command(loopback.commands / name, f'#!/bin/sh\necho "{name} is not run on this node" >&2\nexit 1\n')
+
+
+def write_runtime(loopback: Loopback, port: int) -> None:
+    """Tell the fork server which SuperNode its copies are for: it takes the address from nobody else.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    runtime = {"address": f"{HOST}:{port}", "root_certificates": str(loopback.ca)}
+    atomic_write_bytes(loopback.folder / RUNTIME_FILE, json.dumps(runtime).encode("utf-8"), mode=0o600, durable=False)
 
 
 def supernode_command(loopback: Loopback, *, agent_port: int, runtime_port: int, settings: Path) -> list[str]:

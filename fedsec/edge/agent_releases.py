@@ -1,0 +1,268 @@
+"""A site's releases: what came as files or from the gateway, which one counts, and the decision about a FAB.
+
+1. Files in ``releases/`` and what the gateway hands out are verified alike: approvals against the pinned root, the revocation list, the
+   site's approvers, period, version floor.
+2. The newest release that is installed here is the site's. It and the floor are on disk before its FAB passes.
+3. Without a revocation list that is good now nothing passes: an approver's stolen key must be stoppable.
+4. Every decision reads the installed files anew.
+
+5. A missing floor is refused like a damaged one: without it an old release would come back. It is made when a client is set up.
+6. Code that changed on disk under a running agent is refused: what is loaded is not what is there.
+
+Files: ``releases/*.json`` (release files; ``manifest.json`` is the site's), ``releases/crl.der`` (the newest list seen), ``floor.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from fedsec.admission.decision import Approver, Floor, SitePolicy, VerifiedRelease, admit, choose_release, verify_release
+from fedsec.admission.installed import installed_packages, scan_packages
+from fedsec.admission.manifest import MAX_RELEASE_BYTES, Approval, FileEntry, decode_release
+from fedsec.errors import AdmissionError, CertificateError, ConfigError, FedsecError, StorageError, VerificationError
+from fedsec.files import atomic_write_bytes, atomic_write_json
+from fedsec.identity.folder import Identity
+from fedsec.identity.names import Role
+from fedsec.identity.revocation import MAX_CRL_BYTES, RevocationList, verify_crl
+from fedsec.identity.verify import verify_peer
+
+MANIFEST_FILE, CRL_FILE = "manifest.json", "crl.der"
+MAX_CANDIDATES = 64
+
+
+def scan_installation() -> tuple[FileEntry, ...]:
+    """The files of the packages that this Python would import."""
+    return scan_packages(installed_packages())
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    data: bytes
+    source: str
+
+
+class ReleaseStore:
+    """The releases of one site. May be used from several threads.
+
+    Args:
+        folder: ``releases/``; must exist.
+        identity: the node's; says federation and pinned root.
+        approvers: names whose approval counts here.
+        approvals: how many are needed.
+        floor_file: made by :func:`begin_floor`; lies outside of ``folder``.
+        clock: this machine's time, aware; the gateway's counts for nothing here.
+        keys: public keys of approvers that the site pins, by name.
+        scan: lists the installed files.
+
+    Raises:
+        ConfigError: no approvers.
+        StorageError: the floor is missing or damaged.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: Identity,
+        *,
+        approvers: Iterable[str],
+        approvals: int,
+        floor_file: Path,
+        clock: Callable[[], datetime],
+        keys: Mapping[str, bytes] | None = None,
+        scan: Callable[[], tuple[FileEntry, ...]] = scan_installation,
+    ) -> None:
+        names = frozenset(approvers)
+        if not names:
+            raise ConfigError(
+                "this site names no approvers, so nothing could ever run here",
+                field="release.approvers",
+                mend="name the administrators whose approval of a release counts at this site",
+            )
+        self._folder, self._identity, self._clock, self._scan = folder, identity, clock, scan
+        self._policy = SitePolicy(identity.name.federation, names, approvals, dict(keys or {}))
+        self._floor_file = floor_file
+        self._at_start = scan()
+        self._lock = threading.Lock()
+        self._offered: list[_Candidate] = []
+        self._crl = self._read_crl()
+        self.floor = _read_floor(floor_file)
+
+    @property
+    def crl_number(self) -> int:
+        """Of the newest revocation list seen; 0 if there was none."""
+        return self._crl.number if self._crl is not None else 0
+
+    def offer(self, releases: Iterable[bytes], crl_der: bytes) -> list[str]:
+        """Take what the gateway handed out; it is judged when it is needed.
+
+        Returns:
+            What was wrong with the revocation list, if anything.
+        """
+        with self._lock:
+            self._offered = [_Candidate(data, "the gateway") for data in releases if len(data) <= MAX_RELEASE_BYTES][:MAX_CANDIDATES]
+            return self._take_crl(crl_der) if crl_der else []
+
+    def current(self) -> VerifiedRelease:
+        """The site's release.
+
+        Raises:
+            AdmissionError: there is none; says why.
+            StorageError: a file cannot be read or written.
+        """
+        with self._lock:
+            return self._choose(self._scan())
+
+    def admit(self, content: bytes) -> VerifiedRelease:
+        """Let a FAB pass, or refuse it; nothing of it is unpacked or imported.
+
+        Raises:
+            AdmissionError: why not.
+            StorageError: a file cannot be read or written.
+        """
+        with self._lock:
+            installed = self._scan()
+            release = self._choose(installed)
+            admit(content, release, installed)
+            return release
+
+    def _choose(self, installed: tuple[FileEntry, ...]) -> VerifiedRelease:
+        verified: dict[str, tuple[VerifiedRelease, bytes]] = {}
+        reasons = []
+        for candidate in self._candidates():
+            try:
+                found = self._verify(candidate)
+                verified.setdefault(found.manifest_sha256, (found, candidate.data))
+            except FedsecError as error:
+                reasons.append(f"{candidate.source}: {error}")
+        if not verified:
+            why = f" ({'; '.join(reasons[:2])})" if reasons else ""
+            raise AdmissionError(f"no release counts at this site{why}")
+        if installed != self._at_start:
+            raise AdmissionError("the installation changed since this agent started; start it again")
+        release = choose_release((found for found, _ in verified.values()), installed)
+        if release.floor != self.floor:
+            self._accept(release, verified[release.manifest_sha256][1])
+        return release
+
+    def _candidates(self) -> list[_Candidate]:
+        files = sorted(self._folder.glob("*.json"))[:MAX_CANDIDATES]
+        return [*self._offered, *(_Candidate(_read(path, MAX_RELEASE_BYTES), path.name) for path in files)]
+
+    def _verify(self, candidate: _Candidate) -> VerifiedRelease:
+        now = self._clock()
+        crl = self._crl
+        if crl is None:
+            raise AdmissionError("no revocation list has come yet; the gateway hands it out, or put the CA's crl.der into releases/")
+        crl.check_time(now)
+        return verify_release(
+            decode_release(candidate.data),
+            policy=self._policy,
+            floor=self.floor,
+            now=now,
+            identify=self._identify,
+            revoked=crl.serial_numbers,
+        )
+
+    def _identify(self, approval: Approval) -> Approver:
+        peer = verify_peer(
+            approval.certificate,
+            intermediate_der=approval.intermediate,
+            root_der=self._identity.root_der,
+            federation=self._policy.federation,
+            role=Role.ADMIN,
+            now=approval.approved_at,
+        )
+        return Approver(peer.name.name, peer.public_key, peer.serial_number)
+
+    def _accept(self, release: VerifiedRelease, data: bytes) -> None:
+        """Raise the floor, on disk first: a crash must not let an older release back in."""
+        atomic_write_bytes(self._folder / MANIFEST_FILE, data, mode=0o600)
+        write_floor(self._floor_file, release.floor)
+        self.floor = release.floor
+
+    def _take_crl(self, der: bytes) -> list[str]:
+        try:
+            found = self._verify_crl(der)
+        except VerificationError as error:
+            return [str(error)]
+        if found.number > self.crl_number:
+            atomic_write_bytes(self._folder / CRL_FILE, der, mode=0o600)
+        self._crl = found
+        return []
+
+    def _read_crl(self) -> RevocationList | None:
+        """The kept list; one that ended says what its number was and no more, so it does not count."""
+        path = self._folder / CRL_FILE
+        if not path.exists():
+            return None
+        try:
+            self._crl = None
+            return self._verify_crl(_read(path, MAX_CRL_BYTES))
+        except CertificateError:
+            return None
+
+    def _verify_crl(self, der: bytes) -> RevocationList:
+        identity = self._identity
+        return verify_crl(
+            der,
+            intermediate_der=identity.intermediate_der,
+            root_der=identity.root_der,
+            federation=identity.name.federation,
+            now=self._clock(),
+            minimum_number=self.crl_number,
+        )
+
+
+def write_floor(path: Path, floor: Floor) -> None:
+    """Write the floor, durably.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    atomic_write_json(path, {"version": floor.version, "manifest_sha256": floor.manifest_sha256})
+
+
+def begin_floor(path: Path) -> None:
+    """Make the floor of a new client; one that is there stays.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    if not path.exists():
+        write_floor(path, Floor())
+
+
+def _read_floor(path: Path) -> Floor:
+    """The floor.
+
+    Raises:
+        StorageError: missing or damaged.
+    """
+    if not path.exists():
+        raise StorageError(
+            f"the version floor {path} is missing; 'fedsec client reset-floor' makes a new one, and then older releases count too"
+        )
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        version, sha256 = value["version"], value["manifest_sha256"]
+        if type(version) is not int or version < 0 or type(sha256) is not str or len(bytes.fromhex(sha256)) != (32 if version else 0):
+            raise ValueError("out of range")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{path} is damaged ({error}); put back the newest release's version and manifest_sha256") from None
+    return Floor(version, sha256)
+
+
+def _read(path: Path, limit: int) -> bytes:
+    try:
+        with path.open("rb") as handle:
+            data = handle.read(limit + 1)
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(data) > limit:
+        raise StorageError(f"{path} is over the limit of {limit} bytes")
+    return data
