@@ -45,6 +45,16 @@ def test_an_issued_server_is_verified(authority):
     assert (peer.name.role, peer.name.name, peer.not_after) == (Role.SERVER, "main", datetime(2030, 5, 8, 12, 0, 0, tzinfo=UTC))
 
 
+def test_an_issued_administrator_is_verified_for_twelve_hours(authority):
+    issued = authority.issue_admin("ada", KEY.public_key, now=NOW)
+    peer = verify(authority, issued, Role.ADMIN)
+    assert (peer.name.role, peer.name.name, peer.not_after) == (Role.ADMIN, "ada", datetime(2030, 5, 2, 0, 0, 0, tzinfo=UTC))
+    assert authority.issue(Role.ADMIN, None, "ada", KEY.public_key, now=NOW).uri == issued.uri
+    for role in (Role.NODE, Role.SERVER):
+        with pytest.raises(CertificateError):
+            verify(authority, issued, role)
+
+
 def test_form_of_a_node_certificate(authority):
     certificate = x509.load_der_x509_certificate(authority.issue_node("a", KEY.public_key, site="s", now=NOW).certificate_der)
     assert certificate.not_valid_before_utc == START
