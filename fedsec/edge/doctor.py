@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,6 +24,7 @@ from fedsec.edge.doctor_host import (
     judge_commands,
     judge_disk,
     judge_folders,
+    judge_library,
     judge_proxies,
     judge_versions,
     read_commands,
@@ -124,7 +126,7 @@ def examine(question: Question) -> Report:
     """
     home = read_home(question.home)
     address = _address(question.server or home.address)
-    found = [*home.findings, *judge_versions(read_versions())]
+    found = [*home.findings, *judge_versions(read_versions()), *judge_library(has_tls13=ssl.HAS_TLSv1_3)]
     if home.kind in ("client", "server"):
         found += judge_commands(read_commands(home.kind))
     if home.kind != "ca":

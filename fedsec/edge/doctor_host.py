@@ -94,6 +94,11 @@ def judge_versions(versions: Mapping[str, str | None]) -> list[Finding]:
     return settle("versions", found, ", ".join(f"{name} {versions[name]}" for name in WANTED if versions.get(name)))
 
 
+def judge_library(*, has_tls13: bool) -> list[Finding]:
+    """Python's TLS library."""
+    return [] if has_tls13 else [finding("tls.old-library", "this Python's TLS library does not know TLS 1.3")]
+
+
 def read_commands(kind: str) -> dict[str, bool]:
     """Which of Flower's commands lie beside this Python."""
     return {name: Path(sys.executable).with_name(name).exists() for name in COMMANDS[kind]}

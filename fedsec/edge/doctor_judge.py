@@ -158,7 +158,10 @@ def judge_session(facts: SessionFacts, view: SessionView, *, now: datetime) -> l
     if any(item.code.endswith((".wrong-ca", ".self-signed", ".unsound", ".unreadable")) for item in found):
         return [*found, finding("clock.unknown", "the server's time is not proven")]
     found += [ok("session", f"the server proved itself over this connection ({facts.round_trip_s * 1000:.0f} ms)")]
-    found += judge_clock(there, facts.asked_at, timedelta(seconds=facts.round_trip_s / 2))
+    clock = judge_clock(there, facts.asked_at, timedelta(seconds=facts.round_trip_s / 2))
+    if any(item.level is Level.FAULT for item in clock):  # what is out of its time by that clock is so because of it
+        found = [item for item in found if not item.code.endswith((".expired", ".not-yet-valid"))]
+    found += clock
     return found + _judge_lists(facts, view, now=now) + _judge_idle(facts)
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 
@@ -281,8 +281,7 @@ def probe_session(
     """
     if len(nonce) != NONCE_BYTES:
         raise ValueError("a nonce has 32 bytes")
-    with secure_channel(str(address), identity, options=CLIENT_OPTIONS) as channel:
-        watch = _Watch(channel)
+    with secure_channel(str(address), identity, options=CLIENT_OPTIONS) as channel, _Watch(channel) as watch:
         stub = EdgeStub(channel)
         began, began_at = time.monotonic(), clock()
         try:
@@ -291,25 +290,33 @@ def probe_session(
             return SessionFacts(*_status_of(error))
         trip = time.monotonic() - began
         facts = SessionFacts("OK", "", nonce, reply, began_at + timedelta(seconds=trip / 2), trip, idle_s=idle_s)
-        connections = watch.connections
+        watch.ready.wait(timeout_s)
         time.sleep(idle_s)
         status, bundle = _ask_bundle(stub, timeout_s)
-        outcome = "open" if watch.connections == connections and status not in ("UNAVAILABLE", "DEADLINE_EXCEEDED") else "closed"
+        outcome = "open" if not watch.lost.is_set() and status not in ("UNAVAILABLE", "DEADLINE_EXCEEDED") else "closed"
         known = {"bundle_crl": bundle.crl, "bundle_intermediate": bundle.intermediate} if bundle is not None else {}
         return SessionFacts(**{**vars(facts), "idle_outcome": outcome, **known})
 
 
 class _Watch:
-    """Counts how often a channel became ready."""
+    """Whether a channel's connection was made, and whether it was lost again; told by gRPC's own thread, a little later."""
 
     def __init__(self, channel: grpc.Channel) -> None:
-        self.connections = 0
-        self._lock = threading.Lock()
+        self.ready, self.lost = threading.Event(), threading.Event()
+        self._channel = channel
         channel.subscribe(self._on_change)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.unsubscribe(self._on_change)  # before the channel is closed: gRPC's thread would fail on a closed one
+
     def _on_change(self, state: grpc.ChannelConnectivity) -> None:
-        with self._lock:
-            self.connections += state is grpc.ChannelConnectivity.READY
+        if state is grpc.ChannelConnectivity.READY:
+            self.ready.set()
+        elif self.ready.is_set():
+            self.lost.set()
 
 
 def _ask_bundle(stub: EdgeStub, timeout_s: float) -> tuple[str, Any]:
