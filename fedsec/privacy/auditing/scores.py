@@ -61,7 +61,7 @@ class CanaryScores:
         self.scores, self.sums = np.zeros(self.count), np.zeros(self.count)
         self._atoms = _subset_sums(self.weights, self.sample_rate)
 
-    def see(self, seen: Floats, signatures: npt.NDArray[np.floating], places: slice) -> None:
+    def see(self, seen: npt.NDArray[np.floating], signatures: npt.NDArray[np.floating], places: slice) -> None:
         """Add one round's evidence about the canaries at ``places``.
 
         Args:

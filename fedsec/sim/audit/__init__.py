@@ -4,5 +4,6 @@
 """
 
 from fedsec.sim.audit.audit import AUDIT_DELTA, CONTROL_EPSILON, audit_controls, audit_plan
+from fedsec.sim.audit.clients import audit_clients
 
-__all__ = ["AUDIT_DELTA", "CONTROL_EPSILON", "audit_controls", "audit_plan"]
+__all__ = ["AUDIT_DELTA", "CONTROL_EPSILON", "audit_clients", "audit_controls", "audit_plan"]

@@ -20,23 +20,23 @@ import numpy as np
 from fedsec.errors import ConfigError
 from fedsec.plan.model import Plan
 from fedsec.privacy.accounting import Segment, epsilon_prv
-from fedsec.privacy.auditing.confidence import true_class_log_probabilities
 from fedsec.privacy.auditing.gaussian import gaussian_estimate, separation_of
 from fedsec.privacy.auditing.membership import membership_of
 from fedsec.privacy.auditing.one_run import CONFIDENCE, count_correct, epsilon_lower_bound, number_of_guesses, perfect_bound
 from fedsec.privacy.auditing.results import CONTROLS, Adversary, Arm, AuditReport, AuditResult, Kind, PrivacyPoint
 from fedsec.privacy.calibration import calibrate_noise_multiplier
 from fedsec.sim.audit.federation import Coins, Federation, Flags, Floats, Progress
-from fedsec.sim.audit.shadows import SHADOW_MODELS, lira_attack
+from fedsec.sim.audit.noise import noise_multiplier_of
+from fedsec.sim.audit.shadows import SHADOW_MODELS, candidates_log_probabilities, lira_attack
 from fedsec.sim.audit.views import View
 
 AUDIT_DELTA = 1e-5
 CONTROL_EPSILON = 1.0
-"""What controls claim: a thousand canaries can refute it with room to spare."""
+"""What controls claim: a few thousand canaries can refute it with room to spare."""
 WEAKER = 10.0
 FEWEST_ROUNDS_FOR_RESET = 8
 """With fewer rounds, forgetting the earlier ones understates epsilon by too little to be seen for sure."""
-CANARIES = 1000
+CANARIES = 4000
 CANDIDATES = 1000
 """Real records in question, over all clients together."""
 
@@ -68,7 +68,7 @@ def audit_plan(
     Args:
         plan: its attack, defence and seed play no part.
         seed: of records, coins, directions and noise.
-        kinds: attacks to run; one training serves "one-run" and "loss-threshold", "lira" needs ``shadow_models`` more.
+        kinds: attacks to run; "one-run" is one training, the other two share one, and "lira" needs ``shadow_models`` more.
         controls: which; each is one more training. They depend on the plan's shape and the seed, not on its epsilon: see :func:`audit_controls`.
         canaries: m wanted, over all clients together.
         delta: of the point that is tested.
@@ -83,7 +83,7 @@ def audit_plan(
     if unknown := sorted(set(kinds) - {"one-run", "loss-threshold", "lira"}):
         raise ConfigError(f"no attack is called {unknown[0][:40]!r}", field="kinds", mend="one-run, loss-threshold or lira")
     begun = time.monotonic()
-    steps = _Steps(progress, total=1 + len(controls) + (shadow_models if "lira" in kinds else 0))
+    steps = _Steps(progress, total=2 + len(controls) + (shadow_models if "lira" in kinds else 0))
     setting = _Setting.of(plan, seed, kinds, canaries=canaries, delta=delta, most_records=most_records)
     results = _attack_plan(setting, kinds, steps, shadow_models)
     found = _run_controls(setting, controls, steps)
@@ -113,6 +113,7 @@ class _Setting:
     federation: Federation
     coins: Coins
     delta: float
+    wanted: int
 
     @classmethod
     def of(
@@ -121,7 +122,7 @@ class _Setting:
         asked = CANDIDATES if {"loss-threshold", "lira"} & set(kinds) else 0
         seeded = plan.model_copy(update={"federation": plan.federation.model_copy(update={"seed": seed})})
         federation = Federation.of(seeded, canaries=canaries, candidates=asked, most_records=most_records)
-        return cls(federation=federation, coins=Coins.toss(federation.sites, seed), delta=delta)
+        return cls(federation=federation, coins=Coins.toss(federation.sites, seed), delta=delta, wanted=canaries)
 
     @property
     def plan(self) -> Plan:
@@ -188,28 +189,35 @@ class _Steps:
 
 def _attack_plan(setting: _Setting, kinds: Collection[Kind], steps: _Steps, shadow_models: int) -> tuple[AuditResult, ...]:
     plan, coins = setting.plan, setting.coins
-    sigma = 0.0
-    if plan.is_private:
-        sigma = plan.privacy.noise_multiplier or calibrate_noise_multiplier(
-            epsilon=plan.privacy.epsilon, delta=plan.privacy.delta, sample_rate=plan.training.sample_rate, steps=plan.total_steps
-        )
+    sigma = noise_multiplier_of(plan)
     claim = _claim_of(setting, sigma)
-    adversaries: tuple[Adversary, ...] = ("updates", "sum", "sketches") if plan.secagg.enabled else ("updates",)
-    views = [View(federation=setting.federation, adversary=name, noise_multiplier=sigma) for name in adversaries if "one-run" in kinds]
-    released = setting.federation.run(coins, noise_multiplier=sigma, label="plan", observers=views, progress=steps)
-    members = np.concatenate(coins.canaries)
-    results = [
-        setting.judge(view.scores, members, claim, kind="one-run", adversary=view.adversary, sums=view.sums) for view in views
-    ]  # fmt: skip
-    model = setting.federation.model(released)
-    losses = [true_class_log_probabilities(model, site.x[site.candidates], site.y[site.candidates]) for site in setting.federation.sites]
-    target, records = np.concatenate(losses), np.concatenate(coins.records)
-    if "loss-threshold" in kinds:
-        results.append(setting.judge(target, records, claim, kind="loss-threshold", adversary="model"))
-    if "lira" in kinds:
-        scores = lira_attack(setting.federation, target, noise_multiplier=sigma, shadow_models=shadow_models, progress=steps)
-        results.append(setting.judge(scores, records, claim, kind="lira", adversary="model"))
+    results: list[AuditResult] = []
+    if "one-run" in kinds:
+        adversaries: tuple[Adversary, ...] = ("updates", "sum", "sketches") if plan.secagg.enabled else ("updates",)
+        views = [View(federation=setting.federation, adversary=name, noise_multiplier=sigma) for name in adversaries]
+        setting.federation.run(coins, noise_multiplier=sigma, label="canaries", observers=views, progress=steps)
+        members = np.concatenate(coins.canaries)
+        results += [
+            setting.judge(view.scores, members, claim, kind="one-run", adversary=view.adversary, sums=view.sums) for view in views
+        ]  # fmt: skip
+    on_the_model: tuple[Kind, ...] = ("loss-threshold", "lira")
+    asked = [kind for kind in on_the_model if kind in kinds]
+    if asked:
+        records = np.concatenate(coins.records)
+        target = _released_model(setting, sigma, steps)
+        for kind in asked:
+            scores = target
+            if kind == "lira":
+                scores = lira_attack(setting.federation, target, noise_multiplier=sigma, shadow_models=shadow_models, progress=steps)
+            results.append(setting.judge(scores, records, claim, kind=kind, adversary="model"))
     return tuple(results)
+
+
+def _released_model(setting: _Setting, sigma: float, steps: _Steps) -> Floats:
+    """Log-probabilities of the candidates' classes under the model of a run without canaries."""
+    federation = setting.federation
+    released = federation.run(setting.coins.without_canaries(), noise_multiplier=sigma, label="model", progress=steps)
+    return candidates_log_probabilities(federation, released)
 
 
 def _claim_of(setting: _Setting, sigma: float) -> _Claim:
@@ -255,9 +263,9 @@ def _notes(setting: _Setting, kinds: Collection[Kind], controls: Sequence[Arm], 
     notes.append(
         "canaries are directions that no record's gradient has: they are looked for without disturbance"
         if federation.quiet
-        else "canaries are random directions: the records' gradients hide them in part, so the bounds are low"
+        else "canaries are random directions: the records' gradients hide them in part, which lowers the bounds"
     )
-    if federation.num_canaries < CANARIES:
+    if federation.num_canaries < setting.wanted:
         notes.append(f"{federation.num_canaries} canaries: more do not stay apart in a model of this size")
     if "accountant-reset" in controls and not _can_reset(setting.plan):
         notes.append(f"the control accountant-reset needs {FEWEST_ROUNDS_FOR_RESET} rounds and was left out")

@@ -20,7 +20,7 @@ from fedsec.data.sizes import simulated_batch_size
 from fedsec.models.factory import Model, build_model
 from fedsec.models.parameters import get_arrays, set_arrays, split_names
 from fedsec.plan.model import Plan
-from fedsec.privacy.auditing.canaries import OVER_CLIP, GradientCanaries, directions_of, most_canaries, quiet_layer
+from fedsec.privacy.auditing.canaries import OVER_CLIP, Directions, GradientCanaries, lay_out, quiet_layer
 from fedsec.privacy.dpsgd import SgdSettings, train
 from fedsec.privacy.streams import RoundStreams, derive_key, simulation_root
 from fedsec.robust.rules import capped_weights
@@ -44,14 +44,14 @@ class Site:
         y: int64 [n].
         batch_size: declared.
         candidates: indices of the records in question.
-        directions: float32 [m, d] of all its canaries, in or out.
+        directions: of all its canaries, in or out.
     """
 
     x: npt.NDArray[np.float32]
     y: npt.NDArray[np.int64]
     batch_size: int
     candidates: npt.NDArray[np.int64]
-    directions: FloatArray
+    directions: Directions
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,6 +60,10 @@ class Coins:
 
     canaries: tuple[Flags, ...]
     records: tuple[Flags, ...]
+
+    def without_canaries(self) -> Coins:
+        """The same records, and no canary."""
+        return replace(self, canaries=tuple(np.zeros_like(flags) for flags in self.canaries))
 
     @classmethod
     def toss(cls, sites: Sequence[Site], seed: int, *labels: int) -> Coins:
@@ -81,14 +85,12 @@ class Federation:
         layout: of the shared parameters.
         num_classes: of the task.
         sites: the clients.
-        quiet: whether the canaries' directions are orthogonal to all records' gradients.
     """
 
     plan: Plan
     layout: Layout
     num_classes: int
     sites: tuple[Site, ...]
-    quiet: bool
     _first: dict[str, FloatArray] = field(repr=False)
 
     @classmethod
@@ -113,14 +115,23 @@ class Federation:
         first = get_arrays(model, shared)
         layout = Layout.of(first)
         quiet = quiet_layer(layout, data.dataset.num_classes) if plan.model.name != "custom" else None
-        directions = _directions(plan, layout, quiet, canaries)
+        directions = lay_out(
+            layout,
+            clients=plan.federation.num_clients,
+            wanted=canaries,
+            quiet=quiet,
+            generator=np.random.default_rng([plan.federation.seed, _DIRECTIONS]),
+        )
         sites = [
             _site(plan, data, place, directions[place], candidates=-(-candidates // plan.federation.num_clients), most=most_records)
             for place in range(plan.federation.num_clients)
         ]
-        return cls(
-            plan=plan, layout=layout, num_classes=data.dataset.num_classes, sites=tuple(sites), quiet=quiet is not None, _first=first
-        )  # fmt: skip
+        return cls(plan=plan, layout=layout, num_classes=data.dataset.num_classes, sites=tuple(sites), _first=first)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the canaries' directions are orthogonal to all records' gradients."""
+        return self.sites[0].directions.quiet is not None
 
     @property
     def num_canaries(self) -> int:
@@ -142,7 +153,14 @@ class Federation:
         return model
 
     def run(
-        self, coins: Coins, *, noise_multiplier: float, label: str, observers: Sequence[Observer] = (), progress: Progress | None = None
+        self,
+        coins: Coins,
+        *,
+        noise_multiplier: float,
+        label: str,
+        observers: Sequence[Observer] = (),
+        guests: FloatArray | None = None,
+        progress: Progress | None = None,
     ) -> dict[str, FloatArray]:
         """Train from the first round to the last, and give the released model.
 
@@ -150,23 +168,27 @@ class Federation:
             coins: who is in.
             noise_multiplier: of every step; 0 for none.
             label: of this run: other labels give other noise and batches.
-            observers: what attackers see, every round.
+            observers: what attackers see, every round; guests come after the clients.
+            guests: float32 [g, d], unit directions of canary clients: each sends its own, as long as the median honest update, every round.
             progress: told after every round.
         """
         rounds = self.plan.federation.rounds
         vector, velocity = self.layout.flatten(self._first).astype(np.float64), np.zeros(self.layout.size)
         tail: list[Floats] = []
         worker = self.model()
-        sizes = [float(site.batch_size) for site in self.sites]
-        weights = capped_weights(sizes, weight_cap=self.plan.training.weight_cap)
+        own = [float(site.batch_size) for site in self.sites]
+        sizes = np.array(own + [float(np.median(own))] * (0 if guests is None else len(guests)))
+        weights = np.array(capped_weights(sizes.tolist(), weight_cap=self.plan.training.weight_cap))
         for server_round in range(1, rounds + 1):
             start = self.layout.unflatten(vector)
             updates = np.stack(
-                [self._update(worker, place, start, coins, noise_multiplier, (label, str(server_round))) for place in range(len(sizes))]
+                [self._update(worker, place, start, coins, noise_multiplier, (label, str(server_round))) for place in range(len(own))]
             )
+            if guests is not None:
+                updates = np.concatenate([updates, guests * np.median(np.linalg.norm(updates, axis=1))])
             for observe in observers:
                 observe(updates / (-self.plan.training.learning_rate * self.plan.privacy.clip_norm))
-            mean = (np.array(weights) / sizes) @ updates / sum(weights)
+            mean = (weights / sizes) @ updates / weights.sum()
             velocity = self.plan.training.server_momentum * velocity + mean
             vector = (vector + self.plan.training.server_learning_rate * velocity).astype(np.float32).astype(np.float64)
             if server_round > rounds - max(1, self.plan.training.tail_average):
@@ -186,10 +208,9 @@ class Federation:
         kept = np.ones(len(site.y), dtype=np.bool_)
         kept[site.candidates] = coins.records[place]
         planted = GradientCanaries(
-            directions=site.directions[coins.canaries[place]],
-            layout=self.layout,
+            directions=site.directions,
+            places=np.flatnonzero(coins.canaries[place]),
             names=tuple(name for name, _ in model.named_parameters() if name in start),
-            shapes=dict(self.layout.entries),
             norm=privacy.clip_norm * (OVER_CLIP if self.plan.is_private else 1.0),
         )
         settings = SgdSettings(
@@ -209,17 +230,7 @@ class Federation:
         return (after.astype(np.float64) - self.layout.flatten(start)) * site.batch_size
 
 
-def _directions(plan: Plan, layout: Layout, quiet: tuple[str, str | None] | None, canaries: int) -> list[FloatArray]:
-    """Each client's directions: orthonormal over all clients if there is room, else in each client by itself."""
-    generator = np.random.default_rng([plan.federation.seed, _DIRECTIONS])
-    clients, most = plan.federation.num_clients, most_canaries(layout, quiet)
-    each = min(most, -(-canaries // clients))
-    if each * clients <= most:
-        return np.split(directions_of(layout, each * clients, quiet=quiet, generator=generator), clients)
-    return [directions_of(layout, each, quiet=quiet, generator=generator) for _ in range(clients)]
-
-
-def _site(plan: Plan, data: FederatedData, place: int, directions: FloatArray, *, candidates: int, most: int | None) -> Site:
+def _site(plan: Plan, data: FederatedData, place: int, directions: Directions, *, candidates: int, most: int | None) -> Site:
     x, y = data.client_arrays(place)
     generator = np.random.default_rng([plan.federation.seed, _CANDIDATES, place])
     batch_size = simulated_batch_size(plan, data, place)

@@ -7,6 +7,7 @@ import numpy as np
 from fedsec.privacy.auditing.confidence import true_class_log_probabilities
 from fedsec.privacy.auditing.lira import lira_scores, log_odds
 from fedsec.sim.audit.federation import Coins, Federation, Floats, Progress
+from fedsec.vectors import FloatArray
 
 SHADOW_MODELS = 16
 """Each is a whole federated training. Carlini et al. use 256; with 16 one deviation is shared by all records."""
@@ -30,13 +31,18 @@ def lira_attack(
     """
     shadows, members = [], []
     for pair in range(max(1, shadow_models // 2)):
-        coins = Coins.toss(federation.sites, federation.plan.federation.seed, _SHADOW, pair)
+        coins = Coins.toss(federation.sites, federation.plan.federation.seed, _SHADOW, pair).without_canaries()
         other = Coins(canaries=coins.canaries, records=tuple(~flags for flags in coins.records))
         for half, tossed in enumerate((coins, other)):
             label = f"shadow model {2 * pair + half + 1}"
             released = federation.run(tossed, noise_multiplier=noise_multiplier, label=label, progress=progress)
-            model = federation.model(released)
-            found = [true_class_log_probabilities(model, site.x[site.candidates], site.y[site.candidates]) for site in federation.sites]
-            shadows.append(log_odds(np.exp(np.concatenate(found))))
+            shadows.append(log_odds(np.exp(candidates_log_probabilities(federation, released))))
             members.append(np.concatenate(tossed.records))
     return lira_scores(log_odds(np.exp(target)), np.stack(shadows), np.stack(members))
+
+
+def candidates_log_probabilities(federation: Federation, released: dict[str, FloatArray]) -> Floats:
+    """[m]: log-probability that a released model gives each candidate's class, client by client."""
+    model = federation.model(released)
+    found = [true_class_log_probabilities(model, site.x[site.candidates], site.y[site.candidates]) for site in federation.sites]
+    return np.concatenate(found)

@@ -22,6 +22,7 @@ from fedsec.privacy.auditing.scores import CanaryScores, step_weights
 from fedsec.robust.whitening import needs_row_gram, whiten
 from fedsec.secagg.sketch import SketchMatrix
 from fedsec.sim.audit.federation import Federation, Floats
+from fedsec.vectors import FloatArray
 
 _SKETCH_LABEL = "fedsec/audit-sketch/v1"
 
@@ -66,9 +67,11 @@ class View:
         """See one round: float64 [clients, d] in clip norms."""
         self._round += 1
         seen = np.broadcast_to(updates.sum(axis=0), updates.shape) if self.adversary == "sum" else updates
-        signatures: npt.NDArray[np.floating] = np.concatenate([site.directions for site in self.federation.sites])
+        directions = [site.directions for site in self.federation.sites]
         if self.adversary == "sketches":
-            seen, signatures = self._sketched(seen, signatures)
+            seen, signatures = self._sketched(seen, np.concatenate([some.expand() for some in directions]))
+        else:
+            seen, signatures = directions[0].fold(seen), np.concatenate([some.inner for some in directions])
         for place, (start, end) in enumerate(self._places()):
             self._scores.see(seen[place], signatures[start:end], slice(start, end))
 
@@ -78,7 +81,7 @@ class View:
             yield start, start + len(site.directions)
             start += len(site.directions)
 
-    def _sketched(self, updates: Floats, signatures: npt.NDArray[np.floating]) -> tuple[Floats, Floats]:
+    def _sketched(self, updates: npt.NDArray[np.floating], signatures: FloatArray) -> tuple[Floats, FloatArray]:
         """Updates and directions under this round's R, as an orthonormal projection: noise that was equal in all coordinates is so again."""
         plan, dimension = self.federation.plan, self.federation.layout.size
         seed = digest(_SKETCH_LABEL, str(plan.federation.seed).encode(), str(self._round).encode())
@@ -87,4 +90,4 @@ class View:
         products = matrix.row_products() if needs_row_gram(matrix.num_rows, dimension) else None
         sketches = np.concatenate([updates.astype(np.float32) @ rows, signatures @ rows])
         whitened = whiten(sketches, dimension=dimension, rrt=products)
-        return whitened[: len(updates)], whitened[len(updates) :]
+        return whitened[: len(updates)], whitened[len(updates) :].astype(np.float32)
