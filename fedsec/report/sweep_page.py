@@ -26,7 +26,7 @@ from fedsec.report.sweep_rows import AuditRow, UtilityRow
 from fedsec.report.sweep_settings import assumptions, settings
 from fedsec.report.sweep_summary import Figure, Slice, SweepSummary
 from fedsec.report.sweep_verdict import Recommendation, best_guess, points
-from fedsec.report.sweep_words import paragraphs, partial_notice, with_interval
+from fedsec.report.sweep_words import paragraphs, partial_notice, short_answer, with_interval, with_range
 
 SHORT = 10
 """Hex digits of a row's digest that the page shows."""
@@ -77,6 +77,7 @@ def _context(summary: SweepSummary, audits: SweepAudits, recommendation: Recomme
     return {
         "title": plan.name,
         "partial": partial_notice(summary, len(facts.failures)),
+        "answer": "" if not summary.rows else short_answer(summary, recommendation),
         "said": [
             {"head": said.head, "words": said.words, "source": said.source, "rows": _links(said.digests)}
             for said in paragraphs(summary, audits, recommendation, plan, records)
@@ -94,7 +95,8 @@ def _context(summary: SweepSummary, audits: SweepAudits, recommendation: Recomme
         "epsilons": [epsilon_name(epsilon) for epsilon in summary.grid.epsilons],
         "classes": _slices(summary, summary.classes()),
         "sites": _slices(summary, summary.sites()),
-        "sizes": _slices(summary, summary.sizes()),
+        "sizes": _slices(summary, summary.sizes()) if summary.has_lasting_sites else [],
+        "lasting": summary.has_lasting_sites,
         "audits": [_audit(found) for found in audits.results],
         "controls": [_audit(found) for found in audits.controls],
         "audit_notes": audits.notes,
@@ -173,13 +175,17 @@ def _slices(summary: SweepSummary, slices: Sequence[Slice]) -> list[dict[str, An
         figures = [summary.figure(summary.main, epsilon, part.read) for epsilon in summary.grid.epsilons]
         price = summary.price(summary.main, summary.finite[0], part.read) if summary.finite else None
         cells = [
-            {"shown": with_interval(figure), "rows": " ".join(_links(figure.digests))} if figure else {"shown": "", "rows": ""}
+            {"shown": with_range(figure), "rows": " ".join(_links(figure.digests))} if figure else {"shown": "", "rows": ""}
             for figure in figures
         ]
         lines.append(
             {"name": part.name, "tests": part.tests, "cells": cells, "price": _price(price), "order": price.mean if price else -math.inf}
         )
-    return sorted(lines, key=lambda line: -line["order"])
+    return (
+        sorted(lines, key=lambda line: -line["order"])
+        if summary.has_lasting_sites or all(part.kind == "class" for part in slices)
+        else lines
+    )
 
 
 def _arms(summary: SweepSummary) -> list[dict[str, Any]]:

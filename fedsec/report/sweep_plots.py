@@ -222,7 +222,7 @@ def plot_slices(summary: SweepSummary, slices: Sequence[Slice], folder: Path, *,
             ]
             colour = SERIES[2] if math.isinf(epsilon) else SERIES[place]
             axes.errorbar(
-                [figure.mean for _, figure in found], [index + shift for index, _ in found], xerr=[figure.half_width or 0.0 for _, figure in found],
+                [figure.mean for _, figure in found], [index + shift for index, _ in found], xerr=_whiskers([figure for _, figure in found]),
                 fmt=("o", "s", "D")[place], color=colour, markersize=5, elinewidth=1.2, label=epsilon_name(epsilon),
             )  # fmt: skip
         axes.set_yticks(range(len(shown)), [text.printable(part.name, 24) for part in shown])
@@ -249,6 +249,15 @@ def plot_slices(summary: SweepSummary, slices: Sequence[Slice], folder: Path, *,
     )
     header = (slices[0].kind, "test_records", "epsilon", "mean", "half_width_95", "seeds", "rows")
     return _plot(name, title, folder, (8.6, 1.7 + 0.34 * max(len(shown), 3)), draw, header, lines)
+
+
+def _whiskers(found: Sequence[Figure]) -> list[list[float]]:
+    """Lengths to the left and to the right, cut to what a share can be; none where there is no interval."""
+    ends = [figure.bounds or (figure.mean, figure.mean) for figure in found]
+    return [
+        [figure.mean - low for figure, (low, _) in zip(found, ends, strict=True)],
+        [high - figure.mean for figure, (_, high) in zip(found, ends, strict=True)],
+    ]
 
 
 def _lowest(summary: SweepSummary, part: Slice, epsilons: Sequence[float]) -> float:
@@ -451,7 +460,7 @@ def plot_arms(summary: SweepSummary, folder: Path) -> Plot | None:
             found = [(index, figure) for index, arm in enumerate(arms) if (figure := summary.figure((varied, arm), epsilon)) is not None]
             if found:
                 axes.errorbar(
-                    [figure.mean for _, figure in found], [index + shift for index, _ in found], xerr=[figure.half_width or 0.0 for _, figure in found],
+                    [figure.mean for _, figure in found], [index + shift for index, _ in found], xerr=_whiskers([figure for _, figure in found]),
                     fmt="o", color=SERIES[2] if math.isinf(epsilon) else SERIES[(place + (place > 1)) % len(SERIES)], markersize=5, elinewidth=1.2, label=epsilon_name(epsilon),
                 )  # fmt: skip
         axes.set_yticks(range(len(arms)), [text.printable(str(arm), 30) for arm in arms])

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from fedsec.plan.arms import ALL, Arm
 from fedsec.plan.sweep import Point, SweepGrid
 from fedsec.report.intervals import half_width
-from fedsec.report.sweep_rows import AuditRow, UtilityRow
+from fedsec.report.sweep_rows import AuditRow, SiteRow, UtilityRow
 
 Read = Callable[[UtilityRow], float | None]
 Series = tuple[tuple[tuple[str, str], ...], Arm]
@@ -51,6 +51,11 @@ class Figure:
     def low(self) -> float | None:
         """Lower end of the interval."""
         return None if self.half_width is None else self.mean - self.half_width
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The interval of a share, cut to what a share can be; None where there is none."""
+        return None if self.half_width is None else (max(self.mean - self.half_width, 0.0), min(self.mean + self.half_width, 1.0))
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -182,12 +187,24 @@ class SweepSummary:
             if all(len(row.recall) == len(names) for row in rows)
         ]
 
+    @property
+    def has_lasting_sites(self) -> bool:
+        """Whether a site is the same one in every seed, as a hospital is; a simulated client is dealt other records by each seed."""
+        dealt = {tuple((site.name, site.train, site.test) for site in row.sites) for row in self.at(self.main, None)}
+        return len(dealt) == 1 and (len(self.grid.seeds) > 1 or not any(name.startswith("client ") for name, _, _ in next(iter(dealt))))
+
     def sites(self) -> list[Slice]:
-        """One slice a site."""
+        """One slice a site; where each seed deals anew, the worst-off, the middle and the best-off site of each run, and thirds by size."""
         rows = self.at(self.main, None)
-        names = list(dict.fromkeys(site.name for row in rows for site in row.sites))
-        tests = {site.name: site.test for row in rows[:1] for site in row.sites}
-        return [Slice(kind="site", name=name, read=self._site_reader(name), tests=tests.get(name, 0)) for name in names]
+        if not any(row.sites for row in rows):
+            return []
+        if not self.has_lasting_sites:
+            ranked = [
+                Slice(kind="site", name=name, read=self._rank_reader(share), tests=0)
+                for name, share in (("worst-off site of each run", 0.0), ("middle site", 0.5), ("best-off site", 1.0))
+            ]
+            return [*ranked, *self.sizes()]
+        return [Slice(kind="site", name=site.name, read=self._site_reader(site.name), tests=site.test) for site in rows[0].sites]
 
     def sizes(self) -> list[Slice]:
         """Sites in thirds by their number of training records, in each row anew; empty under six sites."""
@@ -197,14 +214,39 @@ class SweepSummary:
         names = ("smallest third of the sites", "middle third", "largest third")
         return [Slice(kind="size", name=name, read=_size_reader(place), tests=0) for place, name in enumerate(names)]
 
+    def _rank_reader(self, share: float) -> Read:
+        def read(row: UtilityRow) -> float | None:
+            ordered = sorted(_site_figure(site, is_personal=self.is_personal) for site in row.sites)
+            return ordered[round(share * (len(ordered) - 1))] if ordered else None
+
+        return read
+
+    def hardest_hit(self, epsilon: float) -> Figure | None:
+        """What the site that loses most loses, in each seed anew: its accuracy without privacy minus that with it."""
+        below = {row.seed: row for row in self.at(self.main, epsilon)}
+        values, rows = [], []
+        for row in self.at(self.main, math.inf):
+            other = below.get(row.seed)
+            if other is None or [site.name for site in other.sites] != [site.name for site in row.sites] or not row.sites:
+                continue
+            losses = [
+                _site_figure(high, is_personal=self.is_personal) - _site_figure(low, is_personal=self.is_personal)
+                for high, low in zip(row.sites, other.sites, strict=True)
+            ]
+            values.append(max(losses))
+            rows += [other, row]
+        return Figure(values=tuple(values), rows=tuple(rows), missing=len(self.grid.seeds) - len(values)) if values else None
+
     def _site_reader(self, name: str) -> Read:
         def read(row: UtilityRow) -> float | None:
             found = next((site for site in row.sites if site.name == name), None)
-            if found is None:
-                return None
-            return found.personal if self.is_personal and found.personal is not None else found.accuracy
+            return None if found is None else _site_figure(found, is_personal=self.is_personal)
 
         return read
+
+
+def _site_figure(site: SiteRow, *, is_personal: bool) -> float:
+    return site.personal if is_personal and site.personal is not None else site.accuracy
 
 
 def _known(value: float) -> float:

@@ -160,14 +160,18 @@ def _who_pays(summary: SweepSummary, recommendation: Recommendation) -> Said:
     if epsilon is None:
         return Said(head="Who pays", words="", source=CLASSES)
     parts, figures = [], []
-    for slices, what in ((summary.classes(), "class"), (summary.sites(), "site")):
-        worst = worst_slice(summary, slices, epsilon)
-        if worst is not None and len(slices) > 1:
-            loss = worst[1]
-            name = text.printable(worst[0].name, 40)
-            label = name if what == "site" and name.startswith("client") else f"{what} {name}"
-            parts.append(f"{label} ({points(loss.mean)}{_spread(loss)})" if loss.mean > 0 else "")
-            figures.append(loss)
+    worst = worst_slice(summary, summary.classes(), epsilon)
+    if worst is not None:
+        figures.append(worst[1])
+        parts.append(
+            f"class {text.printable(worst[0].name, 40)}, of which {points(worst[1].mean)}{_spread(worst[1])} less are found"
+            if worst[1].mean > 0
+            else ""
+        )
+    hit = summary.hardest_hit(epsilon)
+    if hit is not None:
+        figures.append(hit)
+        parts.append(f"one site, which loses {points(hit.mean)}{_spread(hit)} on its own test records" if hit.mean > 0 else "")
     parts = [part for part in parts if part]
     if not figures:
         return Said(head="Who pays", words="", source=CLASSES)
@@ -180,7 +184,7 @@ def _who_pays(summary: SweepSummary, recommendation: Recommendation) -> Said:
         )
     return Said(
         head="Who pays",
-        words=f"The cost is not shared evenly. At ε = {epsilon:g} those who lose most are {listed(parts)}. Each was picked out of several as the worst, so "
+        words=f"The cost is not shared evenly. At ε = {epsilon:g} hit hardest: {listed(parts)}. Each was picked out of several as the worst, so "
         "part of its loss is chance: the tables show all.",
         source=CLASSES,
         digests=_rows(figures),
@@ -256,8 +260,8 @@ def _nearest(recommendation: Recommendation) -> str:
     if "passes all rules" not in recommendation.why_none or not recommendation.verdicts:
         return ""
     last = recommendation.verdicts[-1]
-    failed = [f"{check.rule} ({check.why})" for check in last.checks if check.passed is not True]
-    return f" {epsilon_name(last.epsilon)} fails: {'; '.join(failed)}."
+    failed = [f"{check.rule} ({check.why})" for check in last.checks if check.passed is False]
+    return f" {epsilon_name(last.epsilon)}, the weakest protection here, fails: {'; '.join(failed)}." if failed else ""
 
 
 def _limits(plan: Plan, summary: SweepSummary, records: dict[str, Any]) -> Said:
@@ -282,10 +286,30 @@ def with_interval(figure: Figure) -> str:
     return f"{text.percent(figure.mean)}{_spread(figure)}"
 
 
+def with_range(figure: Figure) -> str:
+    """A share with the ends of its interval, which may be wide.
+
+    >>> with_range(Figure(values=(0.8, 0.82, 0.97), rows=()))
+    '86.3% (63 to 100)'
+    """
+    bounds = figure.bounds
+    return f"{text.percent(figure.mean)}{f' ({100 * bounds[0]:.0f} to {100 * bounds[1]:.0f})' if bounds else _spread(figure)}"
+
+
 def _spread(figure: Figure) -> str:
     if figure.half_width is not None:
         return f" ± {100 * figure.half_width:.1f}"
     return f" ({text.counted(figure.missing, 'seed')} missing)" if figure.missing else ""
+
+
+def short_answer(summary: SweepSummary, recommendation: Recommendation) -> str:
+    """The recommendation in one sentence, for the top of the page."""
+    chosen = recommendation.chosen
+    if chosen is None or chosen.price is None or chosen.accuracy is None:
+        return f"No recommendation: {recommendation.why_none}." if recommendation.why_none else ""
+    reference = summary.figure(summary.main, math.inf)
+    without = f" against {text.percent(reference.mean)} without privacy" if reference is not None else ""
+    return f"Recommended: ε = {chosen.epsilon:g}. The model is right in {with_interval(chosen.accuracy)}{without}."
 
 
 def _rows(figures: Sequence[Figure]) -> tuple[str, ...]:
