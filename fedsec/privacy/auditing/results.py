@@ -2,12 +2,14 @@
 
 1. An audit refutes or it does not; it never confirms. ``refuted``: the lower bound lies above the epsilon that was audited.
 2. ``no_power``: even a guesser that is right every time could not have refuted that epsilon with these canaries, so its silence says nothing.
+   Where nothing is claimed there is nothing to refute, and the bound says how much leaks at least.
 3. Both follow from the numbers; a file in which they do not is refused.
 4. An audit whose controls were not caught is blind, and :meth:`AuditReport.check` says so before it says anything else.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
@@ -141,8 +143,8 @@ class AuditResult:
 
     @property
     def no_power(self) -> bool:
-        """Whether not even a perfect guesser could have refuted it."""
-        return self.perfect_bound <= self.audited.epsilon
+        """Whether something is claimed, and not even a perfect guesser could have refuted it."""
+        return math.isfinite(self.audited.epsilon) and self.perfect_bound <= self.audited.epsilon
 
     def check(self) -> None:
         """Fail loudly on a refuted claim.
@@ -159,6 +161,8 @@ class AuditResult:
         """What may be said of it, in one sentence."""
         bound = f"epsilon is at least {self.lower_bound:.2f} at delta = {self.audited.delta:g} ({self.confidence:.0%} confidence)"
         perfect = f"a perfect guesser would reach {self.perfect_bound:.2f}"
+        if math.isinf(self.audited.epsilon):
+            return f"nothing is claimed: {bound}; {perfect}"
         if self.refuted:
             return f"REFUTED: {bound}, but {self.audited.epsilon:.2f} was claimed"
         if self.no_power:

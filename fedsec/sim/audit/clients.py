@@ -91,4 +91,4 @@ class _Sums:
     def __call__(self, updates: Floats) -> None:
         """See one round; the median norm of the honest updates is public enough: each is mostly noise of a public deviation."""
         length = float(np.median(np.linalg.norm(updates[: self._clients], axis=1)))
-        self.seen.see(-updates.sum(axis=0) / max(length, 1e-12), -self._directions, slice(0, len(self._directions)))
+        self.seen.see(-updates.sum(axis=0) / max(length, 1e-12), self._directions, slice(0, len(self._directions)))
