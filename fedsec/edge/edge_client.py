@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from fedsec.edge import edge_pb2
-from fedsec.edge.service import EdgeStub, pieces
+from fedsec.edge.service import REQUEST_CHUNK, EdgeStub, encode_piece, pieces
 from fedsec.edge.signing import NONCE_BYTES, SESSION_ID_BYTES, Call, sign_call, verify_hello
 from fedsec.errors import CertificateError, DecodeError
 from fedsec.identity.names import Role
@@ -117,20 +117,23 @@ async def send_call(stub: EdgeStub, call: Call, signature: bytes, body: bytes, *
     """Send a signed call and collect the answer; raises as :meth:`EdgeSession.forward`."""
     stream = stub.forward(_messages(call, signature, body), timeout=timeout_s)
     first: Any = None
-    collected: list[bytes] = []
+    collected: list[bytes | memoryview] = []
     async for message in stream:
-        first = message if first is None else first
-        collected.append(message.chunk)
+        if first is None:
+            if isinstance(message, memoryview):
+                raise DecodeError("the gateway's answer has no head")
+            first = message
+        collected.append(message if isinstance(message, memoryview) else message.chunk)
     if first is None:
         raise DecodeError("the gateway's answer is empty")
-    content = collected[0] if len(collected) == 1 else b"".join(collected)
+    content = first.chunk if len(collected) == 1 else b"".join(collected)
     if len(content) != first.body_size:
         raise DecodeError(f"the gateway's answer has {len(content)} bytes, not {first.body_size}")
     return Answer(first.status, first.content_type, content, first.delivery)
 
 
-async def _messages(call: Call, signature: bytes, body: bytes) -> AsyncIterator[edge_pb2.ForwardRequest]:
-    head, *rest = pieces(body)
+async def _messages(call: Call, signature: bytes, body: bytes) -> AsyncIterator[edge_pb2.ForwardRequest | bytes]:
+    parts = pieces(body)
     yield edge_pb2.ForwardRequest(
         session_id=call.session_id,
         counter=call.counter,
@@ -142,10 +145,10 @@ async def _messages(call: Call, signature: bytes, body: bytes) -> AsyncIterator[
         body_size=call.body_size,
         body_sha256=call.body_sha256,
         signature=signature,
-        chunk=head,
+        chunk=bytes(next(parts)),
     )
-    for piece in rest:
-        yield edge_pb2.ForwardRequest(chunk=piece)
+    for piece in parts:
+        yield encode_piece(REQUEST_CHUNK, piece)
 
 
 async def open_session(

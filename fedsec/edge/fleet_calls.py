@@ -29,6 +29,11 @@ from fedsec.signing import decode_public_key
 SERVER_APP_NODE_ID = 1
 """Flower's node id of the ServerApp."""
 
+_LENGTH_FIRST = 2
+_OBJECT_CONTENT = 4 << 3 | 2
+_OBJECT_TAGS = frozenset({1 << 3 | 2, 2 << 3, 3 << 3 | 2, _OBJECT_CONTENT, 5 << 3 | 2})
+"""Node, run id, object id, content, session id: tags of PushObjectRequest's fields."""
+
 _TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?\+00:00", re.ASCII)
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{40,200}={0,2}", re.ASCII)
 
@@ -77,7 +82,7 @@ def check_headers(call: Call, public_key: bytes) -> None:
         raise Refused(Reason.MALFORMED, "Flower's time stamp or signature is not of its form")
 
 
-def check_body(path: str, body: bytes, node: Node) -> None:
+def check_body(path: str, body: bytes | bytearray, node: Node) -> None:
     """Refuse a body that speaks of another node, or a message that does not go from the node to the ServerApp.
 
     Args:
@@ -90,10 +95,48 @@ def check_body(path: str, body: bytes, node: Node) -> None:
     """
     kind, check = _CHECKS[path]
     try:
-        request = kind.FromString(body)
+        request = kind.FromString(_without_content(body) if path == paths.PUSH_OBJECT else body)
     except (ProtobufError, ValueError):
         raise Refused(Reason.MALFORMED, "the body is not a message of this path") from None
     check(request, node)
+
+
+def _without_content(body: bytes | bytearray) -> bytes | bytearray:
+    """A PushObjectRequest without its largest part, which is not looked at: parsing would copy it.
+
+    Only what our own protobuf library writes is cut: fields in a row with one byte for a tag, a text or bytes that end within the body.
+    Anything else is left as it is, for the parser to judge.
+    """
+    place, end = 0, len(body)
+    kept: list[bytes | bytearray] = []
+    while place < end:
+        tag, start = body[place], place
+        if tag not in _OBJECT_TAGS:
+            return body
+        value, place = _varint(body, place + 1)
+        if value is None:
+            return body
+        if tag & 7 == _LENGTH_FIRST:
+            place += value
+            if place > end:
+                return body
+        if tag != _OBJECT_CONTENT:
+            kept.append(body[start:place])
+    return b"".join(kept)
+
+
+def _varint(body: bytes | bytearray, place: int) -> tuple[int | None, int]:
+    """A number of 64 bits in its one spelling, and the place after it; None: something else."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if place >= len(body):
+            return None, place
+        byte = body[place]
+        place += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return (None if (byte == 0 and shift) or value >= 1 << 64 else value), place
+    return None, place
 
 
 def _check_same(claimed: int, node: Node) -> None:

@@ -34,7 +34,7 @@ from fedsec.edge.metrics import Metrics, serve_metrics
 from fedsec.edge.registration import Registry
 from fedsec.edge.releases import Releases
 from fedsec.edge.server_settings import GatewaySettings, ServerSettings, load_server_settings
-from fedsec.edge.service import MAX_MESSAGE_BYTES, SERVICE
+from fedsec.edge.service import MAX_MESSAGE_BYTES, SERVICE, read_request, serialize
 from fedsec.edge.trust import Trust
 from fedsec.edge.upstream import Upstream
 from fedsec.errors import FedsecError, StorageError
@@ -209,8 +209,8 @@ def _handlers(service: EdgeService) -> grpc.GenericRpcHandler:
             "Bundle": unary(service.bundle, edge_pb2.BundleRequest, edge_pb2.BundleReply),
             "Forward": grpc.stream_stream_rpc_method_handler(
                 service.forward,
-                request_deserializer=edge_pb2.ForwardRequest.FromString,
-                response_serializer=edge_pb2.ForwardReply.SerializeToString,
+                request_deserializer=read_request,
+                response_serializer=serialize,
             ),
         },
     )

@@ -29,7 +29,7 @@ from fedsec.edge.fleet_calls import Node, check_body, check_headers
 from fedsec.edge.gateway_state import GatewayState
 from fedsec.edge.pulling import Forwarded, pull_messages
 from fedsec.edge.refusal import Reason, Refused
-from fedsec.edge.service import pieces
+from fedsec.edge.service import REPLY_CHUNK, encode_piece, pieces
 from fedsec.edge.signing import DELIVERY_BYTES, MAX_CHUNK_BYTES, NONCE_BYTES, SESSION_ID_BYTES, Call, sign_hello, verify_call
 from fedsec.edge.upstream import UpstreamError
 from fedsec.errors import CertificateError, FedsecError, SignatureError
@@ -161,26 +161,23 @@ class EdgeService:
         check_headers(forward, call.peer.public_key)
         return forward
 
-    async def _body(self, first: Any, forward: Call, context: Any) -> bytes:
+    async def _body(self, first: Any, forward: Call, context: Any) -> bytes | bytearray:
         """The body, in time, of the announced size and hash."""
-        settings = self._state.settings
-        chunks, size, state = [first.chunk], len(first.chunk), hashlib.sha256(first.chunk)
-        try:
-            async with asyncio.timeout(settings.body_timeout_s + forward.body_size / settings.min_bytes_per_s):
-                while size < forward.body_size:
-                    message = await context.read()
-                    if message is grpc.aio.EOF or not message.chunk:
-                        raise Refused(Reason.MALFORMED, "the body is shorter than announced")
-                    size += len(message.chunk)
-                    chunks.append(message.chunk)
-                    state.update(message.chunk)
-        except TimeoutError:
-            raise Refused(Reason.SLOW, f"{size} of {forward.body_size} bytes came in time") from None
-        if size != forward.body_size or not hmac.compare_digest(state.digest(), forward.body_sha256):
+        settings, announced = self._state.settings, forward.body_size
+        if len(first.chunk) == announced:
+            body: bytes | bytearray = first.chunk
+            digest = hashlib.sha256(body).digest()
+        else:
+            try:
+                async with asyncio.timeout(settings.body_timeout_s + announced / settings.min_bytes_per_s):
+                    body, digest = await _collect(first.chunk, announced, context)
+            except TimeoutError:
+                raise Refused(Reason.SLOW, f"the body of {announced} bytes did not come in time") from None
+        if not hmac.compare_digest(digest, forward.body_sha256):
             raise Refused(Reason.SIGNATURE, "the body is not the one that was signed")
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        return body
 
-    async def _serve(self, forward: Call, body: bytes, call: Running) -> Forwarded:
+    async def _serve(self, forward: Call, body: bytes | bytearray, call: Running) -> Forwarded:
         node = self._state.registry.find(call.peer.public_key)
         if node is None:
             raise Refused(
@@ -193,10 +190,10 @@ class EdgeService:
         if forward.received_pull:
             await self._state.confirm(node.node_id, forward.received_pull)
         if forward.path == paths.PULL_MESSAGES:
-            return await pull_messages(self._state, node, forward, body)
+            return await pull_messages(self._state, node, forward, bytes(body))
         return await self._pass_on(forward, body, node)
 
-    async def _pass_on(self, forward: Call, body: bytes, node: Node) -> Forwarded:
+    async def _pass_on(self, forward: Call, body: bytes | bytearray, node: Node) -> Forwarded:
         if forward.path != paths.SEND_NODE_HEARTBEAT:
             self._state.note_use(node.node_id)
         response = await self._state.ask(forward, body)
@@ -208,7 +205,7 @@ class EdgeService:
                 message = await context.read()
         except TimeoutError:
             raise Refused(Reason.SLOW, f"the call's head did not come within {timeout_s:g} s") from None
-        if message is grpc.aio.EOF:
+        if message is grpc.aio.EOF or isinstance(message, memoryview):
             raise Refused(Reason.MALFORMED, "a call without a head")
         return message
 
@@ -290,14 +287,32 @@ def _call_of(first: Any) -> Call:
     )
 
 
+async def _collect(head: bytes, announced: int, context: Any) -> tuple[bytearray, bytes]:
+    """A body that comes in pieces, and its SHA-256. Memory for it is taken once, hashing goes on while pieces come."""
+    body, state, size = bytearray(announced), hashlib.sha256(), 0
+    piece: bytes | memoryview = head
+    while True:
+        if size + len(piece) > announced:
+            raise Refused(Reason.MALFORMED, "the body is longer than announced")
+        body[size : size + len(piece)] = piece
+        size += len(piece)
+        state.update(piece)
+        if size == announced:
+            return body, state.digest()
+        message = await context.read()
+        if message is not grpc.aio.EOF:
+            piece = message if isinstance(message, memoryview) else message.chunk
+        if message is grpc.aio.EOF or not piece:
+            raise Refused(Reason.MALFORMED, "the body is shorter than announced")
+
+
 async def _write(context: Any, answer: Forwarded) -> None:
-    head = True
-    for piece in pieces(answer.body):
-        if head:
-            reply = edge_pb2.ForwardReply(
-                status=answer.status, content_type=answer.content_type, body_size=len(answer.body), delivery=answer.delivery, chunk=piece
-            )
-            head = False
-        else:
-            reply = edge_pb2.ForwardReply(chunk=piece)
-        await context.write(reply)
+    parts = pieces(answer.body)
+    head = bytes(next(parts))
+    await context.write(
+        edge_pb2.ForwardReply(
+            status=answer.status, content_type=answer.content_type, body_size=len(answer.body), delivery=answer.delivery, chunk=head
+        )
+    )
+    for piece in parts:
+        await context.write(encode_piece(REPLY_CHUNK, piece))

@@ -110,7 +110,7 @@ class GatewayState:
         self._locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def ask(self, call: Call, body: bytes) -> Response:
+    async def ask(self, call: Call, body: bytes | bytearray) -> Response:
         """Forward a checked call to the SuperLink.
 
         Raises:

@@ -77,11 +77,11 @@ class Upstream:
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="superlink")
 
-    async def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Response:
+    async def post(self, path: str, body: bytes | bytearray, headers: Mapping[str, str]) -> Response:
         """:meth:`post_now` without blocking the event loop. Cancelling does not stop a call that has begun."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self.post_now, path, body, headers)
 
-    def post_now(self, path: str, body: bytes, headers: Mapping[str, str]) -> Response:
+    def post_now(self, path: str, body: bytes | bytearray, headers: Mapping[str, str]) -> Response:
         """One POST.
 
         Args:
@@ -106,7 +106,9 @@ class Upstream:
         except (OSError, http.client.HTTPException) as error:
             raise UpstreamError(f"the SuperLink does not answer: {error or type(error).__name__}") from error
 
-    def _exchange(self, connection: http.client.HTTPSConnection, path: str, body: bytes, headers: Mapping[str, str]) -> Response:
+    def _exchange(
+        self, connection: http.client.HTTPSConnection, path: str, body: bytes | bytearray, headers: Mapping[str, str]
+    ) -> Response:
         try:
             connection.request("POST", path, body=body, headers={"content-type": PROTOBUF, "accept": PROTOBUF, **headers})
             with connection.getresponse() as answer:

@@ -487,7 +487,7 @@ class TestLimits:
             async with world.agent() as agent:
                 body = get_run(world.id())
                 call, signature, _ = signed(agent, body=body)
-                with refused(CODE.PERMISSION_DENIED, "signature"):
+                with refused(CODE.INVALID_ARGUMENT, "malformed"):
                     await send_call(agent.stub, call, signature, body + bytes(10))
                 call, signature, _ = signed(agent, body=body)
                 with refused(CODE.INVALID_ARGUMENT, "malformed"):

@@ -15,13 +15,14 @@ from flwr.proto import fab_pb2, heartbeat_pb2, message_pb2, run_pb2
 from flwr.proto import fleet_pb2 as flower_fleet_pb2
 from gateway_lab import push
 
-from fedsec.edge import fleet_pb2, paths, signing
+from fedsec.edge import edge_pb2, fleet_pb2, paths, signing
 from fedsec.edge.audit import AuditLog
-from fedsec.edge.fleet_calls import Node, check_body, check_headers, flower_public_key, public_key_header
+from fedsec.edge.fleet_calls import Node, _without_content, check_body, check_headers, flower_public_key, public_key_header
 from fedsec.edge.limits import Limiter, Limits, TokenBucket
 from fedsec.edge.longpoll import Holders, Pulled, Spool, decode_pulled, encode_pulled, poll_after_s
 from fedsec.edge.metrics import Metrics
 from fedsec.edge.refusal import STATUS, Reason, Refused
+from fedsec.edge.service import REPLY_CHUNK, REQUEST_CHUNK, decode_piece, encode_piece, pieces
 from fedsec.edge.sessions import MAX_SESSIONS_PER_KEY, WINDOW, ReplayWindow, Sessions
 from fedsec.errors import SignatureError, StorageError
 from fedsec.signing import Signer
@@ -169,12 +170,11 @@ class TestHolders:
     @given(st.lists(st.tuples(st.sampled_from([1, 2]), st.sampled_from(["take", "leave oldest", "leave newest"])), max_size=60))
     def test_the_newest_holds_and_each_other_is_told_once(self, steps):
         holders, tickets, told = Holders(), {1: [], 2: []}, []
-        for node, step in steps:
+        for number, (node, step) in enumerate(steps):
             own = tickets[node]
             if step == "take":
-                key = (node, sum(map(len, tickets.values())), len(told))
-                ticket = holders.take(node, lambda key=key: told.append(key))
-                own.append((ticket, key))
+                ticket = holders.take(node, lambda number=number: told.append(number))
+                own.append((ticket, number))
             elif own:
                 ticket, _ = own.pop(0 if step == "leave oldest" else -1)
                 holders.leave(node, ticket)
@@ -495,3 +495,47 @@ def test_a_push_with_hostile_additions_commands_nobody(addition, place):
             continue
         assert read.node.node_id == 77
         assert [(m.metadata.src_node_id, m.metadata.dst_node_id) for m in read.messages_list] == [(77, 1)]
+
+
+class TestPieces:
+    @given(st.binary(min_size=1, max_size=400), st.sampled_from([REQUEST_CHUNK, REPLY_CHUNK]))
+    def test_written_as_protobuf_would_and_read_without_a_copy(self, piece, tag):
+        kind = edge_pb2.ForwardRequest if tag == REQUEST_CHUNK else edge_pb2.ForwardReply
+        data = encode_piece(tag, memoryview(piece))
+        assert data == kind(chunk=piece).SerializeToString()
+        assert decode_piece(tag, data) == piece
+
+    @given(st.one_of(st.binary(max_size=40), st.binary(max_size=40).map(lambda rest: bytes([REQUEST_CHUNK]) + rest)))
+    def test_hostile_messages_are_read_as_protobuf_reads_them(self, data):
+        piece = decode_piece(REQUEST_CHUNK, data)
+        if piece is not None:
+            assert edge_pb2.ForwardRequest.FromString(data) == edge_pb2.ForwardRequest(chunk=bytes(piece))
+
+    @pytest.mark.parametrize("size", [0, 1, signing.MAX_CHUNK_BYTES, signing.MAX_CHUNK_BYTES + 1, 3 * signing.MAX_CHUNK_BYTES])
+    def test_bodies_are_cut_and_joined(self, size):
+        body = bytes(range(256)) * (size // 256) + bytes(size % 256)
+        parts = list(pieces(body))
+        assert b"".join(parts) == body
+        assert all(len(part) <= signing.MAX_CHUNK_BYTES for part in parts)
+        assert len(parts) == max(1, -(-size // signing.MAX_CHUNK_BYTES))
+
+
+@settings(max_examples=300, deadline=None)
+@given(hostile_protobuf())
+def test_leaving_the_content_out_changes_no_verdict(body):
+    """The node that is read from the shortened request is the one that is read from the whole, and that Flower reads."""
+    try:
+        whole = fleet_pb2.PushObjectRequest.FromString(body)
+    except Exception:  # noqa: BLE001 - not a message: it must not pass either way
+        with pytest.raises(Refused):
+            check_body(paths.PUSH_OBJECT, body, NODE)
+        return
+    assert fleet_pb2.PushObjectRequest.FromString(bytes(_without_content(body))).node == whole.node
+
+
+def test_the_content_is_left_out_of_an_honest_request():
+    request = message_pb2.PushObjectRequest(node={"node_id": 77}, run_id=2**63, object_id="x", object_content=bytes(100000), session_id="s")
+    body = request.SerializeToString()
+    assert len(_without_content(body)) < 100
+    check_body(paths.PUSH_OBJECT, body, NODE)
+    check_body(paths.PUSH_OBJECT, bytearray(body), NODE)
