@@ -1,0 +1,277 @@
+"""The gateway's throughput: 40 MB updates through it beside the same bytes over bare TLS, small calls a second, memory over 10,000 calls.
+
+``python -m experiments.bench.edge_gateway [--json] [--calls N] [--megabytes N]``
+
+Three processes on loopback: this one is the agent, the gateway is the real process, and a stand-in for the SuperLink takes what it gets over
+TLS 1.3 and keeps nothing. "Bare TLS" is an HTTPS POST of the same bytes from this process to the stand-in. Both are measured in turn, best of
+each. Through the gateway the bytes are encrypted twice, hashed twice, signed, and checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import http.client
+import http.server
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from experiments.bench.table import Row, parser, show
+from fedsec.edge import fleet_pb2, paths
+from fedsec.edge.edge_client import EdgeSession, FlowerHeaders, open_session
+from fedsec.edge.fleet_calls import public_key_header
+from fedsec.edge.loopback_tls import ensure_loopback_tls
+from fedsec.edge.service import CLIENT_OPTIONS, EdgeStub
+from fedsec.identity.ca import CertificateAuthority
+from fedsec.identity.folder import Identity, create_identity, make_identity
+from fedsec.identity.revocation import make_crl
+from fedsec.identity.roster import RosterMember, make_roster
+from fedsec.identity.tls import CHANNEL_OPTIONS, channel_credentials
+from fedsec.signing import Signer
+
+FEDERATION, NODE_ID = "bench.example", 4711
+LIMIT_CALLS_PER_S = 500.0
+LIMIT_MB_PER_S = 200.0
+LIMIT_GROWTH_MB = 5.0
+AT_A_TIME = 8
+PIECE = 1 << 20
+
+
+def stand_in(folder: Path, port: int) -> None:
+    """The SuperLink's part: registers nobody, answers what the bench sends; bodies are read and dropped."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+        wbufsize = 1 << 16
+        known = b""
+
+        def do_POST(self) -> None:
+            left = int(self.headers["content-length"])
+            head = self.rfile.read(min(left, 4096))
+            left -= len(head)
+            while left:
+                left -= len(self.rfile.read(min(left, PIECE)))
+            answer = b""
+            if self.path.endswith("/register-node"):
+                Handler.known = fleet_pb2.RegisterNodeRequest.FromString(head).public_key
+                answer = fleet_pb2.RegisterNodeResponse(node_id=NODE_ID).SerializeToString()
+            elif self.path.endswith("/list-nodes") and Handler.known:
+                info = fleet_pb2.NodeInfo(node_id=NODE_ID, public_key=Handler.known, status="online")
+                answer = fleet_pb2.ListNodesResponse(nodes_info=[info]).SerializeToString()
+            self.send_response(200)
+            self.send_header("content-type", "application/protobuf")
+            self.send_header("content-length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.minimum_version = ssl.TLSVersion.TLSv1_3
+    tls.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server.socket = tls.wrap_socket(server.socket, server_side=True)
+    server.serve_forever()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def make_home(home: Path, *, port: int, superlink_port: int) -> Identity:
+    """A server's folder with one node on its list; gives the node's identity."""
+    now = datetime.now(UTC)
+    authority = CertificateAuthority.create(FEDERATION, now=now)
+    server, node = Signer.generate(), Signer.generate()
+    for name in ("superlink", "federation/certificates"):
+        (home / name).mkdir(parents=True)
+    ensure_loopback_tls(home / "superlink", now=now)
+    issued = authority.issue_server("main", server.public_key, now=now)
+    create_identity(home / "identity", server, issued.certificate_der, authority.intermediate_der, authority.root_der)
+    nodes = authority.issue_node("node", node.public_key, site="here", now=now)
+    roster = make_roster(
+        authority.signer,
+        federation=FEDERATION,
+        members=[RosterMember("node", node.public_key, nodes.fingerprint)],
+        cohort_size=2,
+        server_public_key=server.public_key,
+        server_fingerprint=issued.fingerprint,
+        now=now,
+    )
+    federation = home / "federation"
+    (federation / "certificates" / "node.der").write_bytes(nodes.certificate_der)
+    (federation / "roster.json").write_bytes(roster.roster_bytes)
+    (federation / "roster.signature").write_bytes(roster.signature)
+    (federation / "crl.der").write_bytes(make_crl(authority, [], number=1, now=now))
+    (home / "server.toml").write_text(
+        f'[server]\nfederation = "{FEDERATION}"\n[superlink]\nport = {superlink_port}\n[gateway]\nlisten = "127.0.0.1:{port}"\n'
+        "[limits]\ncalls_per_s = 1000000\ncalls_burst = 1000000\nbytes_per_s = 1e12\nbytes_burst = 1000000000000\n"
+    )
+    return make_identity(node, nodes.certificate_der, authority.intermediate_der, authority.root_der)
+
+
+@contextlib.contextmanager
+def process(*command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A child that ends with the block."""
+    child = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        yield child
+    finally:
+        child.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(10)
+        child.kill()
+        child.wait()
+
+
+def headers_of(signer: Signer) -> FlowerHeaders:
+    key = serialization.load_pem_private_key(signer.to_pem(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    stamp = datetime.now(UTC).isoformat()
+    signature = base64.b64encode(key.sign(stamp.encode(), ec.ECDSA(hashes.SHA256()))).decode()
+    return FlowerHeaders(public_key_header(signer.public_key), stamp, signature)
+
+
+def resident_mb(pid: int) -> float:
+    """Resident memory of a process, without what it only maps."""
+    fields = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in fields if line.startswith("Anonymous:")) / 1024
+
+
+def update_of(megabytes: int) -> bytes:
+    """A PushObjectRequest with an object of that size."""
+    head = fleet_pb2.PushObjectRequest(node=fleet_pb2.Node(node_id=NODE_ID)).SerializeToString()
+    size, length = megabytes * 1_000_000, bytearray()
+    rest = size
+    while rest > 127:
+        length.append(rest & 127 | 128)
+        rest >>= 7
+    return head + b"\x10" + b"\xff" * 9 + b"\x01" + b"\x22" + bytes([*length, rest]) + os.urandom(size)
+
+
+def post_bare(connection: http.client.HTTPSConnection, body: bytes) -> float:
+    """Seconds for one POST to the stand-in, past the gateway."""
+    began = time.perf_counter()
+    connection.request("POST", paths.PUSH_OBJECT, body, {"content-type": "application/protobuf"})
+    connection.getresponse().read()
+    return time.perf_counter() - began
+
+
+async def forward(session: EdgeSession, path: str, body: bytes, headers: FlowerHeaders) -> float:
+    began = time.perf_counter()
+    answer = await session.forward(path, body, headers, timeout_s=60)
+    assert answer.status == 200
+    return time.perf_counter() - began
+
+
+async def ready(stub: EdgeStub, identity: Identity) -> EdgeSession:
+    """A session, as soon as gateway and registration are there."""
+    end = time.monotonic() + 30
+    while True:
+        try:
+            session = await open_session(
+                stub,
+                identity.signer,
+                certificate_der=identity.certificate_der,
+                root_der=identity.root_der,
+                federation=FEDERATION,
+                server_name="main",
+                agent_version="bench",
+                now=datetime.now(UTC),
+            )
+            await session.forward(paths.SEND_NODE_HEARTBEAT, heartbeat(), headers_of(identity.signer), timeout_s=5)
+        except grpc.aio.AioRpcError:
+            if time.monotonic() > end:
+                raise
+            await asyncio.sleep(0.2)
+        else:
+            return session
+
+
+def heartbeat() -> bytes:
+    return fleet_pb2.SendNodeHeartbeatRequest(node=fleet_pb2.Node(node_id=NODE_ID)).SerializeToString()
+
+
+async def many_calls(session: EdgeSession, signer: Signer, number: int) -> float:
+    """Seconds for so many small calls, some at a time."""
+    headers, left = headers_of(signer), iter(range(number))
+
+    async def worker() -> None:
+        for _ in left:
+            await session.forward(paths.SEND_NODE_HEARTBEAT, heartbeat(), headers, timeout_s=30)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(worker() for _ in range(AT_A_TIME)))
+    return time.perf_counter() - began
+
+
+async def measure(
+    arguments: argparse.Namespace, home: Path, identity: Identity, port: int, superlink_port: int, gateway_pid: int
+) -> list[Row]:
+    tls = ssl.create_default_context(cafile=home / "superlink" / "ca.pem")
+    bare = http.client.HTTPSConnection("127.0.0.1", superlink_port, context=tls)
+    options = [*CHANNEL_OPTIONS, *CLIENT_OPTIONS]
+    async with grpc.aio.secure_channel(f"127.0.0.1:{port}", channel_credentials(identity), options=options) as channel:
+        session = await ready(EdgeStub(channel), identity)
+        body = update_of(arguments.megabytes)
+        ours, peer = [], []
+        for _ in range(arguments.rounds):
+            peer.append(post_bare(bare, body))
+            ours.append(await forward(session, paths.PUSH_OBJECT, body, headers_of(identity.signer)))
+        await many_calls(session, identity.signer, 1000)
+        before = resident_mb(gateway_pid)
+        rate = arguments.calls / await many_calls(session, identity.signer, arguments.calls)
+        growth = resident_mb(gateway_pid) - before
+    megabytes = len(body) / 1e6
+    bare.close()
+    return [
+        Row(what=f"{megabytes:.0f} MB update, seconds", ours=min(ours), peer=min(peer), peer_name="bare TLS", unit="s"),
+        Row(what="the same, against twice bare TLS", ours=min(ours), peer=2 * min(peer), peer_name="limit, or the next", unit="s"),
+        Row(what="time for 200 MB", ours=200 * min(ours) / megabytes, peer=1.0, peer_name=f"limit, {LIMIT_MB_PER_S:.0f} MB/s", unit="s"),
+        Row(what="one small call", ours=1000 / rate, peer=1000 / LIMIT_CALLS_PER_S, peer_name="limit, 500 calls/s", unit="ms"),
+        Row(what=f"memory grown over {arguments.calls} calls", ours=growth, peer=LIMIT_GROWTH_MB, peer_name="limit", unit="MB"),
+    ]
+
+
+def run(arguments: argparse.Namespace) -> list[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        home, port, superlink_port = Path(folder) / "home", free_port(), free_port()
+        identity = make_home(home, port=port, superlink_port=superlink_port)
+        stub = (sys.executable, "-m", "experiments.bench.edge_gateway", "--stand-in", str(home / "superlink"), str(superlink_port))
+        with process(*stub), process(sys.executable, "-m", "fedsec.edge.gateway", "--home", str(home)) as gateway:
+            return asyncio.run(measure(arguments, home, identity, port, superlink_port, gateway.pid))
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--stand-in"]:
+        stand_in(Path(sys.argv[2]), int(sys.argv[3]))
+        return
+    made = parser(__doc__ or "")
+    made.add_argument("--calls", type=int, default=10_000)
+    made.add_argument("--megabytes", type=int, default=40)
+    made.add_argument("--rounds", type=int, default=7)
+    arguments = made.parse_args()
+    show("The gateway", run(arguments), as_json=arguments.json)
+
+
+if __name__ == "__main__":
+    main()
