@@ -1,11 +1,19 @@
 """Sample runs, shaped like real ones."""
 
+import importlib.util
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fedsec.plan.load import load_plan
+from fedsec.plan.sweep import PEACE, make_sweep, plans_of_sweep, sweep_base
+from fedsec.plan.sweep_tasks import task_keys
+from fedsec.privacy.auditing.results import AuditReport, AuditResult, Estimate, Membership, PrivacyPoint
 from fedsec.report.attack_rows import CellRow
+from fedsec.report.sweep_rows import AuditRow, SiteRow, UtilityRow
 from fedsec.results import EpsilonReport, RoundRow, RunResult
 
 
@@ -113,3 +121,137 @@ def make_cell_row():
 def histogram():
     """Label counts of 20 clients over 3 classes."""
     return np.random.default_rng(0).integers(0, 40, size=(20, 3))
+
+
+# --- Sweeps ---------------------------------------------------------------------------------------------------------------------
+
+PEACEFUL = sweep_base(load_plan(overrides=PEACE))
+
+
+class SweepMaker:
+    """Rows of a sweep as a real one would leave them, with figures that a test may choose."""
+
+    plan = PEACEFUL
+
+    def grid(self, epsilons=(1.0, 8.0, math.inf), seeds=3, **more):
+        return make_sweep(self.plan, epsilons=epsilons, seeds=seeds, **more)
+
+    def keys(self, grid):
+        return task_keys(grid, plans_of_sweep(self.plan, grid))
+
+    def row(self, point, key, **changes):
+        private = math.isfinite(point.epsilon)
+        base = {1.0: 0.80, 2.0: 0.85, 4.0: 0.88, 8.0: 0.90}.get(point.epsilon, 0.94) + 0.004 * (point.seed - 2)
+        accuracy = changes.pop("accuracy", base)
+        values = {
+            "key": key,
+            "plan_digest": "0" * 64,
+            "target": point.epsilon,
+            "seed": point.seed,
+            "varied": dict(point.varied),
+            "arm": point.arm.code,
+            "accuracy": accuracy,
+            "loss": 0.4,
+            "majority_accuracy": 0.102,
+            "class_names": ("zero", "one", "two"),
+            "recall": (accuracy, accuracy - 0.03, accuracy - (0.15 if private else 0.02)),
+            "class_tests": (120, 120, 119),
+            "sites": tuple(
+                SiteRow(name=f"client {i + 1}", train=30 + 7 * i + point.seed, test=18, accuracy=accuracy - 0.01 * i, personal=None)
+                for i in range(8)
+            ),
+            "epsilon": point.epsilon * 0.999,
+            "epsilon_rdp": point.epsilon * 1.12,
+            "delta": 1e-3 if private else None,
+            "unit": "example" if private else "none",
+            "relation": "add-remove",
+            "noise_multiplier": 4.0 / point.epsilon if private else 0.0,
+            "rounds_accuracy": (0.3, 0.6, accuracy),
+            "rounds_epsilon": (point.epsilon / 3, point.epsilon / 2, point.epsilon * 0.999) if private else (None, None, None),
+            "num_clients": 20,
+            "guarantee": "said",
+            "data_fingerprint": "ab" * 32,
+            "wall_s": 12.0,
+            "fedsec_version": "0.1.0",
+            "versions": {"python": "3.11"},
+        }
+        return UtilityRow(**(values | changes))
+
+    def rows(self, grid, **changes):
+        return [self.row(point, key, **changes) for (what, point), key in self.keys(grid).items() if what == "run"]
+
+    def result(self, *, epsilon, bound, perfect=5.4, kind="one-run", arm="plan", seed=1):
+        estimate = Estimate(value=0.7, low=0.66, high=0.74)
+        roc = ((0.0, 0.0), (0.001, 0.02), (0.01, 0.08), (0.1, 0.4), (1.0, 1.0))
+        return AuditResult(
+            kind=kind,
+            arm=arm,
+            unit="example",
+            adversary="updates",
+            seed=seed,
+            num_canaries=1000,
+            num_guesses=200,
+            num_correct=150,
+            claimed=PrivacyPoint(epsilon=epsilon, delta=1e-3),
+            audited=PrivacyPoint(epsilon=epsilon, delta=1e-5),
+            confidence=0.95,
+            lower_bound=bound,
+            perfect_bound=perfect,
+            gaussian_estimate=min(bound * 1.4, perfect),
+            membership=Membership(auc=estimate, tpr_at_1=replace(estimate, value=0.68), tpr_at_01=estimate, roc=roc),
+        )
+
+    def audits(self, grid, share=0.3, caught=True):
+        found = []
+        for (what, point), key in self.keys(grid).items():
+            if what == "run":
+                continue
+            controls = what == "controls"
+            results = (
+                ()
+                if controls
+                else tuple(
+                    self.result(epsilon=point.epsilon, bound=min(share * point.epsilon, 2.4), kind=kind, seed=point.seed)
+                    for kind in grid.audits
+                )
+            )
+            broken = (
+                tuple(
+                    self.result(epsilon=2.0, bound=3.1 if caught else 0.5, arm=arm, seed=point.seed) for arm in ("no-noise", "weak-noise")
+                )
+                if controls
+                else ()
+            )
+            report = AuditReport(
+                plan_digest="0" * 64, seed=point.seed, results=results, controls=broken, notes=("Canaries are pooled over clients.",)
+            )
+            found.append(
+                AuditRow(
+                    key=key,
+                    what="controls" if controls else "plan",
+                    target=None if controls else point.epsilon,
+                    seed=point.seed,
+                    varied={},
+                    kinds=grid.audits,
+                    report=report.to_json(),
+                    wall_s=9.0,
+                    fedsec_version="0.1.0",
+                )
+            )
+        return found
+
+
+@pytest.fixture(scope="session")
+def sweeps():
+    """Makes grids, rows and audits of sweeps."""
+    return SweepMaker()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A Chromium without a window; use with ``@pytest.mark.needs("chromium")``."""
+    spec = importlib.util.spec_from_file_location("report_browser", Path(__file__).with_name("browser.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.Browser(tmp_path_factory.mktemp("profile")) as found:
+        yield found
