@@ -20,7 +20,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -34,7 +34,7 @@ from fedsec.edge import edge_pb2
 from fedsec.edge.edge_client import Answer, EdgeSession, FlowerHeaders, open_session
 from fedsec.edge.refusal import Reason
 from fedsec.edge.service import CLIENT_OPTIONS, EdgeStub
-from fedsec.errors import DecodeError, FedsecError, ProtocolError, VerificationError
+from fedsec.errors import CertificateError, DecodeError, FedsecError, ProtocolError, VerificationError
 from fedsec.identity.enrolment import make_renewal
 from fedsec.identity.folder import Identity
 from fedsec.identity.tls import CHANNEL_OPTIONS, channel_credentials
@@ -50,6 +50,8 @@ HELLO_TIMEOUT_S = 10.0
 CONTROL_TIMEOUT_S = 20.0
 DRAIN_S = 600.0
 """How long an old connection may serve the calls that it has."""
+
+MAX_CLOCK_OFFSET = timedelta(hours=24)
 
 _CODE = grpc.StatusCode
 _OUTAGES_BEHIND = frozenset({Reason.NOT_REGISTERED, Reason.NO_REVOCATION_LIST, Reason.SUPERLINK, Reason.CA})
@@ -239,7 +241,7 @@ class Link:
         return _Connection(identity, channel, stub, session, FlowerSigner(identity.signer))
 
     async def _hello(self, stub: EdgeStub, identity: Identity) -> EdgeSession:
-        return await open_session(
+        session = await open_session(
             stub,
             identity.signer,
             certificate_der=identity.certificate_der,
@@ -250,6 +252,10 @@ class Link:
             now=self._clock(),
             timeout_s=HELLO_TIMEOUT_S,
         )
+        offset = session.now() - self._clock()
+        if abs(offset) > MAX_CLOCK_OFFSET:  # it serves for Flower's time stamps only; a gateway that is days off is up to something
+            raise CertificateError(f"the gateway's clock is {offset} from ours; set this machine's clock, or ask the server's operator")
+        return session
 
     async def _replace(self, connection: _Connection) -> None:
         old, self._current = self._current, connection

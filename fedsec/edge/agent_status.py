@@ -55,7 +55,7 @@ class Status:
         """One fact, or None."""
         return self._facts.get(key)
 
-    def event(self, name: str, **facts: str | float | bool | None) -> None:
+    def event(self, name: str, /, **facts: str | float | bool | None) -> None:
         """Write a line into the audit log."""
         self._audit.write(self._clock(), name, facts)
 

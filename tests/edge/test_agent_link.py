@@ -1,0 +1,290 @@
+"""An agent's connection, over a real gateway on loopback: what restarts, impostors, clocks, revocation and renewal do to calls under way."""
+
+import asyncio
+import contextlib
+import sys
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from gateway_lab import FakeSuperLink, Lab, free_port, now, until
+
+from fedsec.edge import fleet_pb2, paths
+from fedsec.edge.agent_link import CallFailedError, Link, LinkSettings, LinkState
+from fedsec.edge.edge_pb2 import HelloReply
+from fedsec.edge.service import SERVICE
+from fedsec.errors import FedsecError
+from fedsec.identity.folder import make_identity
+from fedsec.identity.tls import server_credentials
+from fedsec.signing import Signer
+
+
+def heartbeat(fake):
+    return fleet_pb2.SendNodeHeartbeatRequest(node=fleet_pb2.Node(node_id=fake.node_id("node-a"))).SerializeToString()
+
+
+def pull(fake):
+    return fleet_pb2.PullMessagesRequest(node=fleet_pb2.Node(node_id=fake.node_id("node-a"))).SerializeToString()
+
+
+@contextlib.asynccontextmanager
+async def linked(lab, *, clock=now, port=None, server_name="main", identity=None):
+    states = []
+    settings = LinkSettings(f"127.0.0.1:{port or lab.port}", server_name, first_wait_s=0.05, longest_wait_s=0.3, refused_wait_s=0.3)
+    link = Link(
+        settings, identity or lab.nodes["node-a"].identity, on_state=lambda state, sentence: states.append((state, sentence)), clock=clock
+    )
+    link.states = states
+    task = asyncio.create_task(link.run())
+    try:
+        yield link
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture
+def lab(tmp_path):
+    return Lab(tmp_path, ("node-a",), toml="hold_s = 2.0\nrefresh_s = 0.2\n")
+
+
+@pytest.fixture
+def fake(lab):
+    with FakeSuperLink(lab) as superlink:
+        yield superlink
+
+
+def run(work):
+    return asyncio.run(asyncio.wait_for(work, 60))
+
+
+async def fails(link, fake, status, *, within_s=2.0):
+    with pytest.raises(CallFailedError) as caught:
+        await link.forward(paths.SEND_NODE_HEARTBEAT, heartbeat(fake) if fake else b"", timeout_s=within_s)
+    assert caught.value.status == status, caught.value
+    return str(caught.value)
+
+
+def test_a_call_gets_the_superlinks_answer_with_headers_in_the_gateways_time_whatever_our_clock_says(lab, fake):
+    """The edge's clock is five hours fast: Flower alone would refuse the node and end it."""
+    stamps = []
+    fake.answers[paths.SEND_NODE_HEARTBEAT] = lambda _body, headers: (stamps.append(headers["flwr-timestamp"]), (200, b"\x08\x01"))[1]
+
+    async def story():
+        async with lab.gateway(), linked(lab, clock=lambda: now() + timedelta(hours=5)) as link:
+            await until(lambda: fake.nodes)
+            answer = await link.forward(paths.SEND_NODE_HEARTBEAT, heartbeat(fake), timeout_s=5)
+            assert (answer.status, answer.body) == (200, b"\x08\x01")
+            assert link.offset_s == pytest.approx(-5 * 3600, abs=5)
+
+    run(story())
+    assert abs((datetime.fromisoformat(stamps[0]) - now()).total_seconds()) < 5
+
+
+def test_a_gateway_whose_time_is_days_off_is_not_believed(lab, fake):
+    async def story():
+        async with lab.gateway(), linked(lab, clock=lambda: now() + timedelta(hours=30)) as link:
+            await until(lambda: link.state is LinkState.WRONG_SERVER)
+            assert "clock" in link.states[-1][1]
+            await fails(link, None, 503, within_s=0.3)
+
+    run(story())
+
+
+def test_calls_wait_through_a_gateway_restart_and_are_answered(lab, fake):
+    async def story():
+        async with linked(lab) as link:
+            async with lab.gateway():
+                await until(lambda: fake.nodes and link.state is LinkState.CONNECTED)
+                assert (await link.forward(paths.SEND_NODE_HEARTBEAT, heartbeat(fake), timeout_s=5)).status == 200
+                held = asyncio.create_task(link.forward(paths.PULL_MESSAGES, pull(fake), timeout_s=20))
+                await until(lambda: any(path == paths.PULL_MESSAGES for path, _ in fake.calls))
+            during = asyncio.create_task(link.forward(paths.SEND_NODE_HEARTBEAT, heartbeat(fake), timeout_s=20))
+            await asyncio.sleep(0.5)
+            assert not during.done()
+            async with lab.gateway():
+                assert (await during).status == 200
+                assert (await held).status == 200
+
+    run(story())
+
+
+def test_a_message_that_was_on_its_way_when_the_gateway_ended_is_served_again(lab, fake):
+    async def story():
+        async with linked(lab) as link:
+            async with lab.gateway():
+                await until(lambda: fake.nodes and link.state is LinkState.CONNECTED)
+                fake.send("node-a", "first")
+                answer = await link.forward(paths.PULL_MESSAGES, pull(fake), timeout_s=10)
+                assert answer.delivery
+            async with lab.gateway():  # nothing was acknowledged: the SuperNode died with it, say
+                again = await link.forward(paths.PULL_MESSAGES, pull(fake), timeout_s=10)
+                assert (again.body, again.delivery) == (answer.body, answer.delivery)
+                done = await link.forward(paths.PULL_MESSAGES, pull(fake), received_pull=again.delivery, timeout_s=10)
+                assert (done.body, done.delivery) == (b"", b"")
+
+    run(story())
+
+
+def test_without_a_gateway_a_call_ends_in_its_time_as_an_outage(lab):
+    async def story():
+        async with linked(lab, port=free_port()) as link:
+            began = asyncio.get_running_loop().time()
+            await fails(link, None, 503, within_s=0.5)
+            assert asyncio.get_running_loop().time() - began < 2
+
+    run(story())
+
+
+@contextlib.asynccontextmanager
+async def impostor(lab, identity, answer):
+    """A gRPC server with another identity of the federation; keeps the methods that were called."""
+    called = []
+
+    async def handle(request, _context):
+        return await answer(request)
+
+    class Anything(grpc.GenericRpcHandler):
+        def service(self, details):
+            called.append(details.method)
+            if details.method == f"/{SERVICE}/Hello":
+                return grpc.unary_unary_rpc_method_handler(handle)
+            return None
+
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((Anything(),))
+    port = server.add_secure_port("127.0.0.1:0", server_credentials(lambda: identity))
+    await server.start()
+    try:
+        yield port, called
+    finally:
+        await server.stop(0)
+
+
+def test_another_server_of_the_same_federation_is_not_ours(lab):
+    """Its certificate passes TLS; it may even hand on what our gateway would say, but the gateway would have seen another certificate."""
+    signer = Signer.generate()
+    issued = lab.authority.issue_server("backup", signer.public_key, now=now())
+    identity = make_identity(signer, issued.certificate_der, lab.authority.intermediate_der, lab.authority.root_der)
+
+    async def answer(_request):
+        return HelloReply(session_id=bytes(16), server_certificate=issued.certificate_der, intermediate=lab.authority.intermediate_der).SerializeToString()  # fmt: skip
+
+    async def story():
+        async with impostor(lab, identity, answer) as (port, called), linked(lab, port=port) as link:
+            await until(lambda: link.state is LinkState.WRONG_SERVER)
+            assert "is the server backup, not main" in link.states[-1][1]
+            await fails(link, None, 503, within_s=0.3)
+            assert set(called) == {f"/{SERVICE}/Hello"}  # no call, no body ever went there
+
+    run(story())
+
+
+def test_a_node_that_listens_at_the_gateways_address_gets_nothing(lab):
+    node = lab.nodes["node-a"].identity
+
+    async def answer(_request):
+        raise AssertionError("TLS lets a client's certificate be a server's")
+
+    async def story():
+        async with impostor(lab, node, answer) as (port, called), linked(lab, port=port) as link:
+            await fails(link, None, 503, within_s=1.0)
+            assert called == []
+
+    run(story())
+
+
+def test_a_revoked_node_is_told_401_and_asks_again_now_and_then(lab, fake):
+    async def story():
+        async with lab.gateway(), linked(lab) as link:
+            await until(lambda: fake.nodes and link.state is LinkState.CONNECTED)
+            body = heartbeat(fake)  # the gateway takes the node off the SuperLink too
+            lab.revoke("node-a")
+            for _ in range(50):
+                try:
+                    await link.forward(paths.SEND_NODE_HEARTBEAT, body, timeout_s=2)
+                except CallFailedError as error:
+                    assert error.status == 401  # noqa: PT017
+                    break
+                await asyncio.sleep(0.1)
+            assert link.state is LinkState.UNAUTHORISED
+            assert "revoked" in link.states[-1][1]
+            await asyncio.sleep(1.0)
+            assert link.state is LinkState.UNAUTHORISED  # and it stays so: no flapping
+            assert await fails(link, None, 401) == "this node is unauthorised"
+
+    run(story())
+
+
+def test_an_expired_certificate_is_told_apart_from_an_outage(lab, fake):
+    late = lambda: now() + timedelta(hours=80)  # noqa: E731
+
+    async def story():
+        async with linked(lab, clock=late, port=free_port()) as link:
+            await until(lambda: link.state is LinkState.EXPIRED)
+            assert "enrol again" in link.states[-1][1]
+            await fails(link, None, 401)
+
+    run(story())
+
+
+def test_a_renewal_under_load_drops_no_call(lab, fake):
+    """Heartbeats side by side and a held poll, while the certificate changes five times."""
+    answered, failed = [], []
+
+    async def beat(link, stop):
+        while not stop.is_set():
+            try:
+                answered.append((await link.forward(paths.SEND_NODE_HEARTBEAT, heartbeat(fake), timeout_s=5)).status)
+            except CallFailedError as error:
+                failed.append(error)
+
+    async def story():
+        async with lab.gateway(), linked(lab) as link:
+            await until(lambda: fake.nodes and link.state is LinkState.CONNECTED)
+            stop = asyncio.Event()
+            beats = [asyncio.create_task(beat(link, stop)) for _ in range(4)]
+            held = asyncio.create_task(link.forward(paths.PULL_MESSAGES, pull(fake), timeout_s=20))
+            for _ in range(5):
+                issued = lab.issue("node-a", lab.nodes["node-a"].signer)
+                renewed = make_identity(lab.nodes["node-a"].signer, issued.certificate_der, lab.authority.intermediate_der, lab.authority.root_der)  # fmt: skip
+                await link.adopt(renewed)
+                await asyncio.sleep(0.1)
+            assert (await held).status == 200
+            stop.set()
+            await asyncio.gather(*beats)
+            assert link.identity is renewed
+
+    run(story())
+    assert not failed
+    assert len(answered) > 20
+    assert set(answered) == {200}
+
+
+def test_a_new_certificate_that_the_gateway_refuses_leaves_the_old_connection_in_use(lab, fake):
+    async def story():
+        async with lab.gateway(), linked(lab) as link:
+            await until(lambda: fake.nodes and link.state is LinkState.CONNECTED)
+            with pytest.raises(FedsecError, match="no connection with the new certificate"):
+                await link.adopt(Lab(lab.folder / "other", ("node-a",)).nodes["node-a"].identity)
+            assert (await link.forward(paths.SEND_NODE_HEARTBEAT, heartbeat(fake), timeout_s=5)).status == 200
+
+    run(story())
+
+
+def test_a_forbidden_call_is_not_repeated(lab, fake):
+    async def story():
+        async with lab.gateway(), linked(lab) as link:
+            await until(lambda: fake.nodes and link.state is LinkState.CONNECTED)
+            foreign = fleet_pb2.SendNodeHeartbeatRequest(node=fleet_pb2.Node(node_id=4711)).SerializeToString()
+            with pytest.raises(CallFailedError) as caught:
+                await link.forward(paths.SEND_NODE_HEARTBEAT, foreign, timeout_s=5)
+            assert caught.value.status == 400
+            assert link.state is LinkState.CONNECTED
+
+    run(story())
+    assert not [path for path, _ in fake.calls if path == paths.SEND_NODE_HEARTBEAT]
