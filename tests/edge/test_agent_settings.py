@@ -1,0 +1,115 @@
+"""``agent.toml``: what is read, what is refused and how the refusal names the mend."""
+
+from pathlib import Path
+
+import pytest
+
+from fedsec.edge.agent_settings import client_home, load_agent_settings, read_agent_settings
+from fedsec.edge.agent_setup import Site, token_of, write_home
+from fedsec.errors import ConfigError, StorageError
+from fedsec.signing import Signer
+
+KEY = Signer.generate().public_key.hex()
+SOUND = {"server": "gw.example:9443", "release": {"approvers": ["ada", "ben"], "approvals": 2}}
+SITE = Site(
+    server="gw.example:9443", server_name="main", approvers=("ada",), approvals=1, source="mydata:load", epsilon_cap=4.0, delta=1e-5
+)
+
+
+def read(**changes):
+    return read_agent_settings({**SOUND, **changes}, home=Path("/home/x"), file="agent.toml")
+
+
+def test_a_sound_file_is_read():
+    settings = read(release={**SOUND["release"], "keys": {"ada": KEY}}, node={"warm_start": False, "task_poll_s": 1, "preload": []})
+    assert (settings.server, settings.server_name, settings.approvers, settings.approvals) == ("gw.example:9443", "main", ("ada", "ben"), 2)
+    assert (settings.warm_start, settings.task_poll_s, settings.preload) == (False, 1.0, ())
+    assert settings.approver_keys == {"ada": bytes.fromhex(KEY)}
+    assert settings.floor_file == Path("/home/x/floor.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"server": ""}, "server"),
+        ({"server": "gw.example"}, "server"),
+        ({"server": "gw.example:0"}, "server"),
+        ({"server": "https://gw.example:9443"}, "server"),
+        ({"server": 9443}, "server"),
+        ({"server_name": "Main"}, "server name"),
+        ({"sever": "gw.example:9443"}, "sever"),
+        ({"release": []}, "release"),
+        ({"release": {"approvers": "ada"}}, "approvers"),
+        ({"release": {"approvers": [1]}}, "approvers"),
+        ({"release": {"approvers": ["Ada"]}}, "approver"),
+        ({"release": {"approvers": ["ada", "ada"], "approvals": 1}}, "approvals"),
+        ({"release": {"approvers": ["ada"], "approvals": 2}}, "approvals"),
+        ({"release": {"approvers": ["ada"], "approvals": 0}}, "approvals"),
+        ({"release": {"approvers": ["ada"], "approvals": True}}, "approvals"),
+        ({"release": {"approvers": ["ada"], "minimum": 1}}, "minimum"),
+        ({"release": {"approvers": ["ada"], "keys": {"ada": "00"}}}, "ada"),
+        ({"release": {"approvers": ["ada"], "keys": {"ada": 5}}}, "ada"),
+        ({"release": {"approvers": ["ada"], "keys": {"eve": KEY}}}, "eve"),
+        ({"node": {"task_poll_s": 0}}, "task_poll_s"),
+        ({"node": {"task_poll_s": 61}}, "task_poll_s"),
+        ({"node": {"task_poll_s": True}}, "task_poll_s"),
+        ({"node": {"object_bytes": 1}}, "object_bytes"),
+        ({"node": {"object_bytes": 1 << 40}}, "object_bytes"),
+        ({"node": {"warm_start": 1}}, "warm_start"),
+        ({"node": {"preload": "torch"}}, "preload"),
+    ],
+)
+def test_what_is_unsound_is_refused_by_name(changes, field):
+    with pytest.raises(ConfigError, match=field):
+        read(**changes)
+
+
+@pytest.mark.parametrize("text", [None, b"\xff", b"server = ", b'server = "a:1"\nserver = "b:1"\n'])
+def test_a_file_that_cannot_be_read_says_how_to_make_one(tmp_path, text):
+    if text is not None:
+        (tmp_path / "agent.toml").write_bytes(text)
+    with pytest.raises(ConfigError, match="fedsec client init"):
+        load_agent_settings(tmp_path)
+
+
+def test_the_home_folder_is_as_given_or_as_the_environment_says(monkeypatch):
+    monkeypatch.setenv("FEDSEC_CLIENT_HOME", "/srv/client")
+    assert client_home() == Path("/srv/client")
+    assert client_home(Path("/tmp/x")) == Path("/tmp/x")
+    monkeypatch.delenv("FEDSEC_CLIENT_HOME")
+    assert client_home() == Path("~/.fedsec-client").expanduser()
+
+
+def test_a_home_that_is_written_is_one_that_agent_and_client_read(tmp_path):
+    from client.settings import read_settings
+
+    home = tmp_path / "home"
+    assert write_home(home, SITE, client_id="client-7") == ["agent.toml", "settings.toml"]
+    settings, own = load_agent_settings(home), read_settings(home / "settings.toml")
+    assert settings.approvers == ("ada",)
+    assert (own.client_id, own.home, own.identity, own.server) == ("client-7", home / "store", home / "identity", "main")
+    assert (own.policy.epsilon_cap, own.policy.delta, own.policy.require_secagg) == (4.0, 1e-5, True)
+    assert home.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o077 for path in home.glob("*.toml")} == {0}
+
+
+def test_what_is_there_stays(tmp_path):
+    write_home(tmp_path, SITE, client_id="client-7")
+    (tmp_path / "floor.json").write_text('{"version": 5, "manifest_sha256": "' + "0" * 64 + '"}')
+    (tmp_path / "agent.toml").write_text('server = "other.example:1"\n')
+    assert write_home(tmp_path, SITE, client_id="client-8") == []
+    assert '"version": 5' in (tmp_path / "floor.json").read_text()
+    assert "other.example" in (tmp_path / "agent.toml").read_text()
+
+
+def test_a_token_comes_from_one_place(tmp_path):
+    file = tmp_path / "token"
+    file.write_text("from-file\n")
+    assert token_of(None, file, lambda: "") == "from-file"
+    assert token_of("-", None, lambda: "from-stdin\n") == "from-stdin"
+    assert token_of("as-given", None, lambda: "") == "as-given"
+    for given, path in ((None, None), ("x", file)):
+        with pytest.raises(ConfigError, match="token"):
+            token_of(given, path, lambda: "")
+    with pytest.raises(StorageError):
+        token_of(None, tmp_path / "none", lambda: "")
