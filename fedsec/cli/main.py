@@ -12,6 +12,7 @@ import typer
 from fedsec.cli import attack as attack_command
 from fedsec.cli import ca as ca_commands
 from fedsec.cli import client as client_commands
+from fedsec.cli import compare as compare_command
 from fedsec.cli import doctor as doctor_command
 from fedsec.cli import plan as plan_commands
 from fedsec.cli import release as release_commands
@@ -20,6 +21,7 @@ from fedsec.cli import run as run_command
 from fedsec.cli import server as server_commands
 from fedsec.cli import simulate as simulate_command
 from fedsec.cli import sweep as sweep_command
+from fedsec.cli import unit as unit_command
 from fedsec.errors import FedsecError
 
 EPILOG = "Examples:  fedsec simulate  ·  fedsec simulate --set privacy.epsilon=2 --out runs/eps2  ·  fedsec plan check my-plan.toml"
@@ -37,9 +39,11 @@ app = typer.Typer(
 app.command("simulate", epilog=simulate_command.EPILOG)(simulate_command.simulate)
 app.command("attack", epilog=attack_command.EPILOG)(attack_command.attack)
 app.command("sweep", epilog=sweep_command.EPILOG)(sweep_command.sweep)
+app.command("compare", epilog=compare_command.EPILOG)(compare_command.compare)
 app.command("report", epilog=report_command.EPILOG)(report_command.report)
 app.command("run", epilog=run_command.EPILOG)(run_command.run)
 app.command("doctor", epilog=doctor_command.EPILOG)(doctor_command.doctor)
+app.command("unit", epilog=unit_command.EPILOG)(unit_command.unit)
 app.add_typer(plan_commands.app, name="plan")
 app.add_typer(ca_commands.app, name="ca")
 app.add_typer(server_commands.app, name="server")

@@ -143,6 +143,8 @@ def examine(question: Question) -> Report:
         found += _token(question, home, own)
     if address is not None and home.kind != "ca":
         found += _way(question, address, home, own)
+    elif question.server is not None and address is not None:
+        found += judge_port(str(address), probe_port(address, timeout_s=question.timeout_s))
     checks = CHECKS[home.kind]
     seen = {item.check for item in found}
     missing = [check for check in checks if check not in seen and not (question.quick and check in _QUICK_LEAVES_OUT)]
