@@ -10,7 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from fedsec.edge.ca_host import CaHost
-    from fedsec.identity.register import Record
+    from fedsec.identity.register_rows import Record
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -101,7 +101,7 @@ def issue(
     """Issue for a request that came in a file: you vouch for whose it is."""
     from fedsec.files import atomic_write_bytes
     from fedsec.identity.csr import MAX_CSR_BYTES, read_csr
-    from fedsec.identity.register import Binding
+    from fedsec.identity.register_rows import Binding
 
     role, name = _who(node, site, server, admin)
     host = _open(folder, passphrase_file)

@@ -23,17 +23,16 @@ import secrets
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self, TypeVar
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives import hashes
 
 from fedsec.edge.ca_settings import CaSettings, load_ca_settings, save_ca_settings
-from fedsec.edge.enrolment_frames import LOG_KEY_LABEL, SERVICE_TARGET, Bundle
+from fedsec.edge.enrolment_frames import LOG_KEY_LABEL, Bundle
+from fedsec.edge.service_certificate import load_service, make_service
 from fedsec.errors import ConfigError, StorageError
 from fedsec.files import atomic_write_bytes, exclusive_lock, fsync_folder
 from fedsec.identity import enrolment
@@ -41,34 +40,21 @@ from fedsec.identity.ca import CertificateAuthority
 from fedsec.identity.folder import load_key
 from fedsec.identity.issuing import current_roster, latest_crl, latest_roster
 from fedsec.identity.names import Role
-from fedsec.identity.register import Binding, Record, Register
+from fedsec.identity.register import Register
+from fedsec.identity.register_rows import Binding, Record
 from fedsec.identity.revocation import Reason
 from fedsec.identity.roster import SignedRoster
 from fedsec.identity.tokens import ID_BYTES, MAX_LIFETIME, Token, make_token
-from fedsec.signing import Signer, decode_public_key
+from fedsec.signing import Signer
 from fedsec.translog.entries import EntryKind, LogEntry
 from fedsec.translog.log import TransparencyLog
 
 REGISTER, LOG, LOG_KEY, TLS, LOCK = "register.sqlite", "log", "log-key.pem", "tls", "ca.lock"
 LOCK_TIMEOUT_S = 20.0
-
-_SERVICE_LIFETIME = timedelta(days=3652)
-"""Long: the certificate is pinned by its hash, in tokens and in gateways' settings, and nothing else speaks for it."""
+HEAD_LIFETIME_S = 60.0
+"""How long a signed head of an unchanged log is given out again: opening the log reads all of it."""
 
 R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class ServiceCertificate:
-    """The enrolment service's own TLS certificate.
-
-    Attributes:
-        certificate_der: it.
-        fingerprint: its SHA-256, 32 bytes: what tokens pin.
-    """
-
-    certificate_der: bytes
-    fingerprint: bytes
 
 
 class CaHost:
@@ -85,11 +71,11 @@ class CaHost:
         self.folder = folder
         self.authority = authority
         self.settings = settings
-        self.service = _load_service(folder)
+        self.service = load_service(folder / TLS)
         self._log_signer = log_signer
         self._lock = threading.Lock()
         self._logged = -1
-        self._head = b""
+        self._head = (0.0, b"")
 
     @classmethod
     def create(cls, folder: Path, federation: str, settings: CaSettings, *, now: datetime, passphrase: bytes | None = None) -> Self:
@@ -113,7 +99,7 @@ class CaHost:
             (new / TLS).mkdir(mode=0o700)
             authority.save(new, passphrase=passphrase)
             atomic_write_bytes(new / LOG_KEY, Signer.generate().to_pem(passphrase=passphrase), mode=0o600)
-            _make_service(new / TLS, now, passphrase)
+            make_service(new / TLS, now=now, passphrase=passphrase)
             save_ca_settings(new, settings)
             with Register.open(new / REGISTER, create=True):
                 pass
@@ -311,9 +297,10 @@ class CaHost:
     def _settle_log(self, register: Register, now: datetime | None = None) -> bytes:
         """Copy what the journal has more than the log; with a time, give the log's head too."""
         with self._lock:
-            size = register.journal_size()
-            if size == self._logged and now is None:
-                return b""
+            if register.journal_size() == self._logged:
+                made_s, head = self._head
+                if now is None or 0 <= now.timestamp() - made_s < HEAD_LIFETIME_S:
+                    return head
             with TransparencyLog.open(self.folder / LOG, self._log_signer, durable=True) as log:
                 size = register.journal_size()
                 if len(log) > size:
@@ -324,7 +311,8 @@ class CaHost:
                 for _, kind, body in register.journal(len(log)):
                     log.append(LogEntry(EntryKind(kind), body))
                 self._logged = size
-                return log.head(int(now.timestamp())).encode() if now is not None else b""
+                self._head = (0.0, b"") if now is None else (now.timestamp(), log.head(int(now.timestamp())).encode())
+                return self._head[1]
 
     def _publish(self, register: Register) -> None:
         """Write the newest lists where operators find them, if they are not there."""
@@ -337,28 +325,3 @@ class CaHost:
                 path = self.folder / name
                 if not path.exists() or path.read_bytes() != data:
                     atomic_write_bytes(path, data)
-
-
-def _make_service(folder: Path, now: datetime, passphrase: bytes | None) -> None:
-    """A self-signed certificate that the federation's CA has nothing to do with: no server of the federation passes for the service."""
-    signer = Signer.generate()
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, SERVICE_TARGET)])
-    builder = x509.CertificateBuilder().issuer_name(name).subject_name(name).public_key(decode_public_key(signer.public_key))
-    builder = builder.serial_number(x509.random_serial_number()).not_valid_before((now - timedelta(days=1)).replace(microsecond=0))
-    builder = builder.not_valid_after((now + _SERVICE_LIFETIME).replace(microsecond=0))
-    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(SERVICE_TARGET)]), critical=False)
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    certificate = signer.sign_certificate(builder)
-    atomic_write_bytes(folder / "key.pem", signer.to_pem(passphrase=passphrase), mode=0o600)
-    atomic_write_bytes(folder / "cert.pem", certificate.public_bytes(serialization.Encoding.PEM))
-
-
-def _load_service(folder: Path) -> ServiceCertificate:
-    path = folder / TLS / "cert.pem"
-    try:
-        certificate = x509.load_pem_x509_certificate(path.read_bytes())
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError:
-        raise StorageError(f"{path} is not a certificate") from None
-    return ServiceCertificate(certificate.public_bytes(serialization.Encoding.DER), certificate.fingerprint(hashes.SHA256()))

@@ -121,8 +121,9 @@ def fetch_certificate(address: str, *, timeout_s: float = TIMEOUT_S) -> bytes:
             context.wrap_socket(plain, server_hostname=SERVICE_TARGET) as secure,
         ):
             der = secure.getpeercert(binary_form=True)
-    except OSError as error:
-        raise EnrolmentUnavailable(f"no enrolment service answers at {address}: {error.strerror or error}; is it up?") from error
+    except (OSError, UnicodeError) as error:  # a host name may be one that no resolver takes
+        why = getattr(error, "strerror", None) or error
+        raise EnrolmentUnavailable(f"no enrolment service answers at {address}: {why}; is it up?") from error
     if der is None:
         raise EnrolmentUnavailable(f"whoever answers at {address} shows no certificate")
     return der

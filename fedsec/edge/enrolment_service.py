@@ -41,7 +41,7 @@ from fedsec.edge.enrolment_frames import (
 from fedsec.edge.enrolment_limits import RateLimit, address_of
 from fedsec.errors import DecodeError, FedsecError, SignatureError, StorageError, VerificationError
 from fedsec.identity.enrolment import RenewalRequest
-from fedsec.identity.register import Record
+from fedsec.identity.register_rows import Record
 from fedsec.identity.revocation import RevokedError
 from fedsec.identity.tls import check_tls13, to_pem
 from fedsec.identity.tokens import read_token

@@ -26,7 +26,8 @@ from fedsec.errors import CertificateError
 from fedsec.identity.ca import CertificateAuthority, Issued
 from fedsec.identity.csr import make_csr, read_csr
 from fedsec.identity.names import Role, parse_uri
-from fedsec.identity.register import Binding, Record, Register
+from fedsec.identity.register import Register
+from fedsec.identity.register_rows import Binding, Record
 from fedsec.identity.revocation import Reason, RevokedError
 from fedsec.identity.tokens import verify_token
 from fedsec.identity.verify import VerifiedPeer, claimed_name, verify_peer

@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives import hashes
 from fedsec.errors import CertificateError, DecodeError, StorageError
 from fedsec.identity.ca import CertificateAuthority
 from fedsec.identity.names import Role
-from fedsec.identity.register import Document, JournalKind, Record, Register
+from fedsec.identity.register import Register
+from fedsec.identity.register_rows import Document, JournalKind, Record
 from fedsec.identity.revocation import CRL_LIFETIME, make_crl
 from fedsec.identity.roster import Roster, RosterMember, SignedRoster, make_roster
 

@@ -18,16 +18,15 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from enum import IntEnum
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from fedsec.codec import canonical_json
 from fedsec.errors import CertificateError, StorageError
-from fedsec.identity.names import Role, uri_of
+from fedsec.identity.names import Role
+from fedsec.identity.register_rows import Binding, Document, JournalKind, Record, read_record
 from fedsec.identity.revocation import Reason, Revocation
 from fedsec.identity.tokens import Token
 
@@ -35,6 +34,9 @@ SCHEMA_VERSION = 1
 APPLICATION_ID = 0x46534341  # "FSCA"
 WAIT_S = 20.0
 """How long one process waits for the other's transaction."""
+
+MAX_BODY_BYTES = 8 * 1024 * 1024
+"""Longest entry of the journal: that of ``translog.entries``."""
 
 _TABLES = """
 CREATE TABLE certificates (
@@ -55,66 +57,6 @@ CREATE TABLE documents (kind TEXT PRIMARY KEY, number INTEGER NOT NULL, body BLO
 """
 
 _COLUMNS = "serial_number, role, site, name, public_key, not_before, not_after, certificate, issued_at, origin, revoked_at, reason"
-
-
-class JournalKind(IntEnum):
-    """What an entry of the journal is about: the numbers of ``translog.entries.EntryKind``, which this layer does not import."""
-
-    ROSTER = 1
-    CERTIFICATE = 5
-    REVOCATION = 6
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """One certificate that was issued.
-
-    Attributes:
-        serial_number: its number.
-        role: what its holder is.
-        site: a node's organisation.
-        name: the holder's.
-        public_key: 33 bytes.
-        not_before: UTC.
-        not_after: UTC.
-        certificate_der: it.
-        issued_at: UTC.
-        origin: ``token``, ``renewal`` or ``offline``.
-        revoked_at: when it was revoked, or None.
-        reason: why, or None.
-    """
-
-    serial_number: int
-    role: Role
-    site: str | None
-    name: str
-    public_key: bytes
-    not_before: datetime
-    not_after: datetime
-    certificate_der: bytes = field(repr=False)
-    issued_at: datetime
-    origin: str
-    revoked_at: datetime | None = None
-    reason: Reason | None = None
-
-
-@dataclass(frozen=True)
-class Binding:
-    """Whose a name is."""
-
-    role: Role
-    site: str | None
-    name: str
-    public_key: bytes
-
-
-@dataclass(frozen=True)
-class Document:
-    """The newest list of one kind, with its number and signature; a revocation list's signature is inside it."""
-
-    number: int
-    body: bytes = field(repr=False)
-    signature: bytes = field(repr=False)
 
 
 class Register:
@@ -309,7 +251,13 @@ class Register:
             raise StorageError(f"{self._path}: the number of a {kind} went back")
 
     def add_to_journal(self, kind: JournalKind, body: bytes) -> None:
-        """Put an entry at the journal's end; within a transaction."""
+        """Put an entry at the journal's end; within a transaction.
+
+        Raises:
+            StorageError: it is longer than an entry of the log may be.
+        """
+        if len(body) > MAX_BODY_BYTES:
+            raise StorageError(f"a list of {len(body)} bytes is over the log's limit of {MAX_BODY_BYTES}")
         self._execute("INSERT INTO journal SELECT COALESCE(MAX(idx) + 1, 0), ?, ? FROM journal", (int(kind), body))
 
     def journal(self, start: int) -> list[tuple[int, int, bytes]]:
@@ -333,40 +281,17 @@ class Register:
     def _records(self, rest: str, values: tuple[Any, ...]) -> Iterator[Record]:
         with _errors(self._path):
             for row in self._connection.execute(f"SELECT {_COLUMNS} FROM certificates {rest}", values).fetchall():  # noqa: S608 - our own text
-                yield _record(row)
+                yield read_record(row)
 
     def _binding(self, row: tuple[Any, ...]) -> Binding:
         with _errors(self._path):
             return Binding(Role(row[0]), row[1], row[2], row[3])
 
 
-def _record(row: tuple[Any, ...]) -> Record:
-    role = Role(row[1])
-    uri_of("x", role, row[2], row[3])
-    return Record(
-        serial_number=int(row[0], 16),
-        role=role,
-        site=row[2],
-        name=row[3],
-        public_key=row[4],
-        not_before=_time(row[5]),
-        not_after=_time(row[6]),
-        certificate_der=row[7],
-        issued_at=_time(row[8]),
-        origin=row[9],
-        revoked_at=None if row[10] is None else _time(row[10]),
-        reason=None if row[11] is None else Reason(row[11]),
-    )
-
-
 def _seconds(time: datetime) -> int:
     if time.tzinfo is None:
         raise ValueError("a time must be aware of its zone")
     return int(time.timestamp())
-
-
-def _time(seconds: int) -> datetime:
-    return datetime.fromtimestamp(seconds, tz=UTC)
 
 
 @contextlib.contextmanager

@@ -312,6 +312,8 @@ def test_nobody_there_is_said_in_words(ca):
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(EnrolmentUnavailable, match="no enrolment service answers"):
             fetch_certificate(address, timeout_s=0.3)
+    with pytest.raises(EnrolmentUnavailable):
+        fetch_certificate("x" * 64 + ".example:1", timeout_s=0.3)
     for bad in ("nowhere", "a:0", "http://x:1"):
         with pytest.raises(ConfigError):
             fetch_certificate(bad)
@@ -385,6 +387,15 @@ def test_a_bundle_is_not_believed_but_checked(tmp_path):
         mixed = Bundle(**{**{name: getattr(revoked, name) for name in parts}, "crl": here.host.crl(now=now())})
         with pytest.raises(RevokedError):
             verified(here, mixed)
+
+
+def test_the_logs_head_is_signed_anew_when_the_log_grows_or_the_head_is_old(tmp_path):
+    with running(tmp_path) as here:
+        start = now()
+        heads = [here.host.bundle(now=start + timedelta(seconds=seconds)).log_head for seconds in (0, 59, 61)]
+        assert heads[0] == heads[1] != heads[2]
+        here.enrol("client-1")
+        assert verified(here, here.host.bundle(now=now())).log_head.head.size == 1
 
 
 def test_automatic_lists_may_be_switched_off(tmp_path):
@@ -582,6 +593,7 @@ def test_concurrent_devices_and_an_operator_beside_the_service(tmp_path):
     with running(tmp_path) as here:
         here.enrol("main", Role.SERVER)
         here.enrol("leaving")
+        here.enrol("staying")
         tokens = {name: here.token(name) for name in (f"client-{number}" for number in range(6))}
         with futures.ThreadPoolExecutor(8) as pool:
             jobs = [pool.submit(enrol, here.address, token, Signer.generate(), timeout_s=30) for token in tokens.values()]
@@ -590,7 +602,7 @@ def test_concurrent_devices_and_an_operator_beside_the_service(tmp_path):
             for job in jobs:
                 job.result()
         bundle = verified(here, here.host.bundle(now=now()))
-        assert list(bundle.roster.roster.by_id) == sorted(tokens)
+        assert list(bundle.roster.roster.by_id) == sorted([*tokens, "staying"])
         assert json.loads((tmp_path / "ca" / "roster.json").read_bytes())["version"] == bundle.roster.roster.version
     assert hashlib.sha256(here.host.service.certificate_der).digest() == here.host.service.fingerprint
     assert os.listdir(tmp_path) == ["ca"]

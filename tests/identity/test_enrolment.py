@@ -28,12 +28,14 @@ from fedsec.identity.enrolment import (
 )
 from fedsec.identity.issuing import current_roster, latest_crl, latest_roster
 from fedsec.identity.names import Role, server_uri
-from fedsec.identity.register import Binding, Document, JournalKind, Register
+from fedsec.identity.register import MAX_BODY_BYTES, Register
+from fedsec.identity.register_rows import Binding, Document, JournalKind
 from fedsec.identity.revocation import CRL_LIFETIME, Reason, RevokedError, verify_crl
 from fedsec.identity.roster import Roster, verify_roster
 from fedsec.identity.tokens import MAX_LIFETIME, Token, make_token
 from fedsec.identity.verify import LIFETIMES, verify_peer
 from fedsec.signing import Signer
+from fedsec.translog.entries import MAX_BODY_BYTES as MAX_LOG_BODY_BYTES
 from fedsec.translog.entries import EntryKind
 
 NOW = datetime(2030, 5, 1, 12, 0, 0, tzinfo=UTC)
@@ -391,6 +393,13 @@ def test_the_journal_has_everything_in_order(desk):
     assert x509.load_der_x509_certificate(entries[0][2]).serial_number == int(json.loads(entries[1][2])["serial_number"], 16)
     assert desk.register.journal_size() == 2
     assert {kind.name: kind.value for kind in JournalKind}.items() <= {kind.name: kind.value for kind in EntryKind}.items()
+
+
+def test_what_the_log_could_not_take_is_not_written_down(desk):
+    assert MAX_BODY_BYTES == MAX_LOG_BODY_BYTES
+    with pytest.raises(StorageError, match="over the log's limit"), desk.register.transaction():
+        desk.register.add_to_journal(JournalKind.ROSTER, bytes(MAX_BODY_BYTES + 1))
+    assert desk.register.journal_size() == 0
 
 
 def test_a_failed_transaction_leaves_nothing(desk):
