@@ -205,8 +205,11 @@ class Federation:
         set_arrays(model, start)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in start)
-        kept = np.ones(len(site.y), dtype=np.bool_)
-        kept[site.candidates] = coins.records[place]
+        x, y = site.x, site.y
+        if len(site.candidates):
+            kept = np.ones(len(y), dtype=np.bool_)
+            kept[site.candidates] = coins.records[place]
+            x, y = x[kept], y[kept]
         planted = GradientCanaries(
             directions=site.directions,
             places=np.flatnonzero(coins.canaries[place]),
@@ -225,7 +228,7 @@ class Federation:
             clipping=privacy.clipping,
         )
         root = derive_key(simulation_root(self.plan.federation.seed), "audit", *labels, f"client-{place}")
-        train(model, site.x[kept], site.y[kept], settings, streams=RoundStreams.derive(root), canaries=planted)
+        train(model, x, y, settings, streams=RoundStreams.derive(root), canaries=planted)
         after = self.layout.flatten(get_arrays(model, start))
         return (after.astype(np.float64) - self.layout.flatten(start)) * site.batch_size
 
