@@ -72,7 +72,7 @@ class Caretaker:
 
     async def _repeat(self, name: str, job: Callable[[], Awaitable[float]]) -> None:
         """Do the job again and again; it says after how many seconds."""
-        while True:
+        while not self._state.stopping.is_set():
             try:
                 pause_s = await job()
                 self._said.pop(name, None)
@@ -91,8 +91,10 @@ class Caretaker:
         if name != "nodes" or name in self._said:
             await asyncio.sleep(pause_s)
             return
+        # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the event, and the task would never end.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._state.sync_wanted.wait(), pause_s)
+            async with asyncio.timeout(pause_s):
+                await self._state.sync_wanted.wait()
 
     async def _tell_health(self) -> None:
         healthy = self.is_healthy()

@@ -72,7 +72,8 @@ async def serve_metrics(metrics: Metrics, port: int, healthy: Callable[[], bool]
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            line = await asyncio.wait_for(reader.readline(), _REQUEST_TIMEOUT_S)
+            async with asyncio.timeout(_REQUEST_TIMEOUT_S):
+                line = await reader.readline()
             pages: Mapping[bytes, Callable[[], tuple[int, str]]] = {
                 b"/metrics": lambda: (200, metrics.text()),
                 b"/healthz": lambda: (200, "ok\n") if healthy() else (503, "not serving\n"),
