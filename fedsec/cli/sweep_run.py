@@ -26,6 +26,7 @@ from fedsec.plan.sweep import Point, SweepGrid, overrides_of
 from fedsec.plan.sweep_tasks import Task, name_of, task_keys
 from fedsec.report import text
 from fedsec.report.grid_progress import GridProgress
+from fedsec.report.sweep_audit import audit_line, report_of
 from fedsec.report.sweep_folder import SweepFolder, make_sweep_folder
 from fedsec.report.sweep_rows import AuditRow, UtilityRow
 from fedsec.results import RunResult
@@ -171,7 +172,7 @@ def _row(task: Task, key: str, plan: Plan, grid: SweepGrid, printed: Any) -> Uti
             if result.plan_digest != plan.digest():
                 raise DecodeError("another plan ran than the point's")
             return UtilityRow.from_result(point, key, result, printed["measured"], 0.0)
-        return AuditRow(
+        row = AuditRow(
             key=key,
             what="controls" if what == "controls" else "plan",
             target=None if what == "controls" else point.epsilon,
@@ -182,6 +183,8 @@ def _row(task: Task, key: str, plan: Plan, grid: SweepGrid, printed: Any) -> Uti
             wall_s=0.0,
             fedsec_version=fedsec.__version__,
         )
+        report_of(row)  # what is no report is a failed audit, and never a row
+        return row
     except (KeyError, TypeError) as error:
         raise DecodeError(f"it printed no result: {error}") from None
 
@@ -189,8 +192,6 @@ def _row(task: Task, key: str, plan: Plan, grid: SweepGrid, printed: Any) -> Uti
 def _said(row: UtilityRow | AuditRow) -> str:
     if isinstance(row, UtilityRow):
         return f"accuracy {text.percent(row.accuracy)}"
-    from fedsec.report.sweep_audit import audit_line
-
     return audit_line(row)
 
 
