@@ -107,7 +107,7 @@ def loopback_certificate(folder: Path) -> None:
     )
 
 
-def settings_of(client_id: str, folder: Path, *, source: str, batch_size: int = 60) -> str:
+def settings_of(client_id: str, folder: Path, *, source: str, batch_size: int = 120) -> str:
     """A client's settings file: cautious, and enough for ``examples/live.toml``."""
     return (
         f'client_id = "{client_id}"\nhome = "{folder / "store"}"\nsource = "{source}"\nbatch_size = {batch_size}\nidentity = "{folder / "identity"}"\n'
