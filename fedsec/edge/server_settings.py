@@ -283,6 +283,8 @@ def write_ca_settings(home: Path, *, address: str, fingerprint: str) -> None:
     """
     path = home / SETTINGS_FILE
     load_server_settings(home)
+    for key, value in (("address", address), ("fingerprint", fingerprint)):
+        _read("ca", key, value, str(path))  # of a form that needs no quoting
     lines, skipping = [], False
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.strip().startswith("["):

@@ -277,7 +277,7 @@ async def _pump(stream: asyncio.StreamReader, writer: logging.Handler) -> None:
         if any(noise in line for noise in _NOISE):
             continue
         text = line.decode("utf-8", "backslashreplace").rstrip("\n")
-        writer.emit(logging.LogRecord("child", logging.INFO, "", 0, text.replace("%", "%%"), (), None))
+        writer.emit(logging.LogRecord("child", logging.INFO, "", 0, text, None, None))
 
 
 def _kill_group(pid: int) -> None:
