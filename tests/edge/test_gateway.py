@@ -730,3 +730,28 @@ def test_metrics_and_audit_tell_without_bodies_or_secrets(tmp_path):
         assert {"method": "forward", "client": "node-a", "refused": "path"}.items() <= world.lab.audit()[-1].items()
 
     play(tmp_path, story)
+
+
+def test_metrics_and_health_are_on_loopback_only_and_nothing_else_is(tmp_path):
+    from gateway_lab import free_port
+
+    port = free_port()
+
+    async def story(world):
+        async def get(line):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(line + b"\r\n\r\n")
+            answer = await asyncio.wait_for(reader.read(), 5)
+            writer.close()
+            return answer
+
+        assert b"fedsec_gateway_nodes 2" in await get(b"GET /metrics HTTP/1.1")
+        await until(lambda: world.gateway._care.is_healthy())
+        assert b" 200 " in await get(b"GET /healthz HTTP/1.1")
+        world.state.stopping.set()
+        assert b" 503 " in await get(b"GET /healthz HTTP/1.1")
+        for line in (b"POST /metrics HTTP/1.1", b"GET / HTTP/1.1", b"GET /../etc/passwd HTTP/1.1", b"rubbish"):
+            assert b" 404 " in await get(line)
+        assert await get(b"x" * 10000) == b""
+
+    play(tmp_path, story, toml=f"metrics_port = {port}\n")

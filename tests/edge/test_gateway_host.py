@@ -266,6 +266,20 @@ class TestChildren:
         assert command[command.index("--isolation") + 1] == "process"
         assert "--insecure" not in command
 
+    @pytest.mark.parametrize(("euid", "allowed"), [(0, True), (12345, False)])
+    def test_only_root_gives_a_child_another_user(self, monkeypatch, euid, allowed):
+        import pwd
+
+        entry = pwd.getpwnam("nobody")
+        monkeypatch.setattr(os, "geteuid", lambda: euid)
+        if not allowed:
+            with pytest.raises(ConfigError, match="only root"):
+                superlink.check_users(parse(users={"superlink": "nobody"}))
+            return
+        become = superlink._identity_of("nobody")
+        assert (become["user"], become["group"]) == (entry.pw_uid, entry.pw_gid)
+        assert 0 not in become["extra_groups"]
+
     def test_unknown_users_are_refused(self):
         with pytest.raises(ConfigError, match="no such Unix user"):
             superlink.check_users(parse(users={"superlink": "no-such-user-here"}))
