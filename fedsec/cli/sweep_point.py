@@ -58,7 +58,6 @@ def check_points(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     from fedsec.data.federated import federated_data
     from fedsec.errors import ConfigError
-    from fedsec.plan.guarantees import delta_warning
     from fedsec.plan.load import parse_plan
     from server.federation import noise_multiplier_of
 
@@ -79,7 +78,17 @@ def check_points(arguments: argparse.Namespace) -> dict[str, Any]:
         "largest_client": max(sizes),
         "fingerprint_of_first_seed": data.dataset.fingerprint,
     }
-    return {"records": records, "warning": delta_warning(base, min(sizes)) or ""}
+    return {"records": records, "warning": _delta_warning(base.privacy.delta, max(sizes))}
+
+
+def _delta_warning(delta: float, largest: int) -> str:
+    """Why a delta is too large for the largest client; empty where it is not."""
+    if delta * largest < 1:
+        return ""
+    return (
+        f"delta = {delta:g} is not below 1/{largest}, one over the records of the largest client: a mechanism that publishes each record whole with that "
+        "probability would keep this promise; lower privacy.delta"
+    )
 
 
 def run_point(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -25,7 +25,7 @@ SWEEP_FORMAT = "fedsec/sweep/v1"
 EPSILONS = "0.5,1,2,4,8,inf"
 """Swept when none are named."""
 PEACE = ('attack.name="none"', 'robust.rule="mean"', "secagg.enabled=false")
-"""How the default plan is swept. Sums in clear are those under masks, up to the rounding of the masks' fixed point (tests/cli/test_sweep_point.py)."""
+"""How the default plan is swept. Accuracy, recall and epsilon are those under masks (tests/cli/test_sweep_point.py); the loss differs by the rounding of their fixed point."""
 AT = {math.inf: ("training.learning_rate=5.0",)}
 """Of the default plan: the learning rate without privacy, chosen on held-out training records (experiments/digits/README.md)."""
 MOST_POINTS = 100_000

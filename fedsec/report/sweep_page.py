@@ -218,7 +218,7 @@ def _audit(found: Audited) -> dict[str, Any]:
         "kind": result.kind,
         "adversary": result.adversary,
         "seed": found.row.seed,
-        "canaries": f"{result.num_correct} of {result.num_guesses} guesses, {result.num_canaries} canaries",
+        "canaries": f"{result.num_correct} of {result.num_guesses} right; {result.num_canaries} canaries",
         "claim": f"({text.epsilon(result.audited.epsilon)}, {result.audited.delta:g})",
         "shown": f"{result.lower_bound:.2f}",
         "gaussian": text.decimal(result.gaussian_estimate),
@@ -232,8 +232,8 @@ def _audit(found: Audited) -> dict[str, Any]:
     }
 
 
-def _estimate(estimate: Any) -> str:
-    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
+def _estimate(estimate: Any) -> dict[str, str]:
+    return {"value": f"{estimate.value:.3f}", "range": f"{estimate.low:.3f} to {estimate.high:.3f}"}
 
 
 def _run(row: UtilityRow) -> dict[str, Any]:

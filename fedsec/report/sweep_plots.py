@@ -225,7 +225,7 @@ def plot_slices(summary: SweepSummary, slices: Sequence[Slice], folder: Path, *,
                 [figure.mean for _, figure in found], [index + shift for index, _ in found], xerr=_whiskers([figure for _, figure in found]),
                 fmt=("o", "s", "D")[place], color=colour, markersize=5, elinewidth=1.2, label=epsilon_name(epsilon),
             )  # fmt: skip
-        axes.set_yticks(range(len(shown)), [text.printable(part.name, 24) for part in shown])
+        axes.set_yticks(range(len(shown)), [text.printable(part.name, 32) for part in shown])
         axes.set_ylim(len(shown) - 0.4, -0.6)
         low = min(
             (
@@ -350,17 +350,10 @@ def plot_audits(audits: SweepAudits, folder: Path) -> Plot | None:
                     edgecolors=colour,
                     label=f"{kind}: Gaussian estimate, no bound",
                 )
-        best = sorted(
-            {(found.result.audited.epsilon, found.result.perfect_bound) for found in finite if found.result.kind == finite[0].result.kind}
-        )
-        axes.plot(
-            [x for x, _ in best],
-            [y for _, y in best],
-            color=figures.GREY,
-            linewidth=1,
-            linestyle=(0, (2, 2)),
-            label="a guesser that is always right",
-        )
+        best: dict[float, float] = {}
+        for found in finite:
+            best[found.result.audited.epsilon] = max(found.result.perfect_bound, best.get(found.result.audited.epsilon, 0.0))
+        axes.plot(xs, [best[x] for x in xs], color=figures.GREY, linewidth=1, linestyle=(0, (2, 2)), label="a guesser that is always right")
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator(xs))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -392,7 +385,7 @@ def plot_audits(audits: SweepAudits, folder: Path) -> Plot | None:
 
 def plot_roc(audits: SweepAudits, folder: Path) -> Plot | None:
     """ROC of membership inference, both axes logarithmic: the low false alarm rates are where an attacker works."""
-    kinds = list(dict.fromkeys(found.result.kind for found in audits.results))
+    kinds = sorted({found.result.kind for found in audits.results}, key=lambda kind: (kind != "one-run", kind))
     chosen = [found for kind in kinds[:1] for found in _first_of_each(audits, kind) if found.result.membership.roc]
     if not chosen:
         return None
@@ -401,7 +394,7 @@ def plot_roc(audits: SweepAudits, folder: Path) -> Plot | None:
         figures.heading(axes, "How well members are told from others", f"{kinds[0]}, first seed; both axes logarithmic")
         axes.plot([1e-4, 1], [1e-4, 1], color=figures.GREY, linewidth=1, linestyle=(0, (2, 2)), label="tossing a coin")
         for place, found in enumerate(chosen):
-            roc = [(x, y) for x, y in found.result.membership.roc if x > 0 and y > 0]
+            roc = [(max(x, 1e-3), max(y, 1e-3)) for x, y in found.result.membership.roc]  # zero has no place on a logarithmic axis
             axes.plot(
                 [x for x, _ in roc],
                 [y for _, y in roc],
@@ -413,6 +406,9 @@ def plot_roc(audits: SweepAudits, folder: Path) -> Plot | None:
         axes.set_yscale("log")
         axes.set_xlim(1e-3, 1)
         axes.set_ylim(1e-3, 1.05)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+            axis.set_minor_locator(NullLocator())
         axes.set_xlabel("false alarms")
         axes.set_ylabel("members found")
         axes.grid()

@@ -141,7 +141,7 @@ def _cost(summary: SweepSummary) -> Said:
     if reference is not None:
         parts.append(f"Without privacy the model is right in {with_interval(reference)} of cases it has never seen")
     parts.append(
-        f"{'with' if parts else 'The model is right in'} {listed([f'{with_interval(figure)} at ε = {epsilon:g}' for epsilon, figure in found])}"
+        f"{'with privacy in' if parts else 'The model is right in'} {listed([f'{with_interval(figure)} at ε = {epsilon:g}' for epsilon, figure in found])}"
     )
     floor = f" Always naming the commonest answer is right in {text.percent(majority.mean)}." if majority else ""
     shown = [figure for _, figure in found] + ([reference] if reference is not None else [])
@@ -164,14 +164,14 @@ def _who_pays(summary: SweepSummary, recommendation: Recommendation) -> Said:
     if worst is not None:
         figures.append(worst[1])
         parts.append(
-            f"class {text.printable(worst[0].name, 40)}, of which {points(worst[1].mean)}{_spread(worst[1])} less are found"
+            f"class {text.printable(worst[0].name, 40)}, found {points(worst[1].mean)}{_spread(worst[1])} less often"
             if worst[1].mean > 0
             else ""
         )
     hit = summary.hardest_hit(epsilon)
     if hit is not None:
         figures.append(hit)
-        parts.append(f"one site, which loses {points(hit.mean)}{_spread(hit)} on its own test records" if hit.mean > 0 else "")
+        parts.append(f"the worst-hit site, which loses {points(hit.mean)}{_spread(hit)} on its own test records" if hit.mean > 0 else "")
     parts = [part for part in parts if part]
     if not figures:
         return Said(head="Who pays", words="", source=CLASSES)
@@ -222,7 +222,7 @@ def _measured(audits: SweepAudits) -> Said:
     bound = ""
     if strongest is not None:
         at = strongest.result
-        bound = f"The strongest attack we ran proves a leak of ε ≥ {at.lower_bound:.2f} where at most {at.audited.epsilon:.2f} was promised: no promise was refuted."
+        bound = f"The strongest attack we ran proves a leak of ε ≥ {at.lower_bound:.2f} where at most {at.audited.epsilon:.2f} was promised (ε at δ = {at.audited.delta:g}, another reading of the same guarantee): no promise was refuted."
     return Said(
         head="What attacks reached",
         words=f"{caught}{bound}{power} An attack that fails proves no safety: the bound above does.",
