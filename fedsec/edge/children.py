@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from fedsec.errors import FedsecError
+
 _logger = logging.getLogger(__name__)
 
 LAUNCHER = Path(__file__).with_name("launch.py")
@@ -113,7 +115,7 @@ class Child:
                 _kill_group(self._process.pid)  # what it left behind
                 self._on_end(self.name, code)
                 _logger.warning("%s ended with status %s; see %s", self.name, code, self._log)
-            except OSError as error:
+            except (OSError, FedsecError) as error:
                 _logger.warning("%s cannot be started: %s", self.name, error)
             wait_s = FIRST_WAIT_S if time.monotonic() - began > STEADY_S else min(2 * wait_s, LONGEST_WAIT_S)
             self.restarts += 1

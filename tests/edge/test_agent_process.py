@@ -5,6 +5,7 @@ The installation is a copy, with a release of exactly that copy, built and signe
 
 import asyncio
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -94,10 +95,25 @@ def test_an_agent_starts_its_node_and_a_sigkill_leaves_no_child(world, installat
                     second = await asyncio.to_thread(second_agent, home, installation)
                     assert second.returncode == 1
                     assert "another process holds" in second.stderr
+                    await loses_its_supernode(agent, fake)
+                    family = children_of(agent.process.pid)
                     agent.process.send_signal(signal.SIGKILL)
                     await until(lambda: not [pid for pid in family if alive(pid)], 5)
 
     run(story())
+
+
+async def loses_its_supernode(agent, fake):
+    """SIGKILL: the server is told at once that the node is gone, and a new SuperNode takes its place."""
+    before = agent.status()["node"]["supernode_pid"]
+    os.kill(before, signal.SIGKILL)
+    try:
+        await until(lambda: called(fake, paths.DEACTIVATE_NODE), 10)
+        await until(lambda: (agent.status()["node"] or {}).get("supernode_pid") not in (before, None), 30)
+        await until(lambda: called(fake, paths.ACTIVATE_NODE) == 2, 30)
+        await until(lambda: agent.status()["node"]["superexec_pid"], 30)
+    except AssertionError:
+        raise AssertionError(agent.said()) from None
 
 
 def command_line(pid):
