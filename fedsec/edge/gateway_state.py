@@ -23,7 +23,7 @@ from fedsec.edge.releases import Releases
 from fedsec.edge.sessions import Sessions
 from fedsec.edge.signing import Call
 from fedsec.edge.trust import Trust
-from fedsec.edge.upstream import Response, Upstream
+from fedsec.edge.upstream import Response, Upstream, UpstreamError
 from fedsec.identity.verify import VerifiedPeer
 
 _UNAUTHORIZED = 401
@@ -118,7 +118,11 @@ class GatewayState:
             Refused: it does not accept the node: an outage on this side, since the certificate is good. A node told 401 would end.
         """
         headers = {"flwr-public-key": call.public_key, "flwr-timestamp": call.timestamp, "flwr-signature": call.flower_signature}
-        response = await self.upstream.post(call.path, body, headers)
+        try:
+            response = await self.upstream.post(call.path, body, headers)
+        except UpstreamError:
+            self.sync_wanted.set()  # asks the SuperLink at once, and again until it answers: the health follows
+            raise
         if response.status == _UNAUTHORIZED:
             self.sync_wanted.set()
             raise Refused(Reason.SUPERLINK, "the SuperLink does not accept the node; it is registered again, come back later")

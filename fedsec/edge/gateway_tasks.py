@@ -131,7 +131,7 @@ class Caretaker:
         state = self._state
         state.sync_wanted.clear()
         try:
-            done = await state.registry.sync(state.upstream, members_of(state.trust.standing), state.trust.is_revoked)
+            done = await state.registry.sync(state.upstream, members_of(state.trust.standing, state.clock()), state.trust.is_revoked)
         except UpstreamError:
             self._superlink_answers = False
             raise

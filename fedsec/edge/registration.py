@@ -13,6 +13,7 @@ import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,9 +56,9 @@ class Member:
     serial_number: int | None
 
 
-def members_of(standing: Standing) -> list[Member]:
-    """The clients of the list that counts now; none if there is no list."""
-    if standing.roster is None:
+def members_of(standing: Standing, now: datetime) -> list[Member]:
+    """The clients of the list that counts now; none if there is no list, or it has ended."""
+    if standing.roster is None or now > standing.roster.not_after:
         return []
     known = standing.serial_numbers
     return [Member(entry.client_id, entry.public_key, known.get(entry.client_id)) for entry in standing.roster.members]

@@ -144,7 +144,8 @@ class Trust:
         now, standing = self._clock(), self.standing
         if standing.crl is None or standing.roster is None:
             return False
-        return now < standing.crl.next_update and standing.identity.not_before <= now <= standing.identity.not_after
+        in_time = now < standing.crl.next_update and now <= standing.roster.not_after
+        return in_time and standing.identity.not_before <= now <= standing.identity.not_after
 
     def _verified(self, certificate_der: bytes, now: datetime) -> VerifiedPeer:
         identity = self.standing.identity

@@ -25,7 +25,8 @@ MAX_IDLE_S = 3.0
 """Uvicorn, which serves the SuperLink, closes a connection that was idle for five seconds."""
 
 MAX_CONTENT_TYPE = 200
-_THREADS = 16
+_THREADS = 64
+"""More than one client may use at a time, so that one cannot keep the others waiting."""
 
 
 class UpstreamError(FedsecError):

@@ -373,6 +373,11 @@ class TestRegistry:
             with pytest.raises(StorageError):
                 read_nodes(path)
 
+    def test_a_list_that_ended_names_nobody(self, tmp_path):
+        trust = TestTrust().trust(Lab(tmp_path))
+        assert len(members_of(trust.standing, now())) == 2
+        assert members_of(trust.standing, now() + timedelta(days=366)) == []
+
     def test_a_client_that_left_the_list_is_refused_but_not_unregistered_until_it_is_revoked(self, tmp_path):
         lab = Lab(tmp_path)
         (lab.home / "gateway").mkdir()
@@ -384,18 +389,18 @@ class TestRegistry:
             with FakeSuperLink(lab) as fake:
                 control = Upstream("127.0.0.1", lab.superlink_port, lab.home / "superlink" / "ca.pem")
                 registry = Registry(lab.home / "gateway" / "nodes.json")
-                await registry.sync(control, members_of(trust.standing), trust.is_revoked)
+                await registry.sync(control, members_of(trust.standing, now()), trust.is_revoked)
                 gone = fake.node_id("node-a")
                 lab.write_lists(leave_out=("node-a",))
                 trust.reload()
-                await registry.sync(control, members_of(trust.standing), trust.is_revoked)
+                await registry.sync(control, members_of(trust.standing, now()), trust.is_revoked)
                 assert registry.find(lab.nodes["node-a"].signer.public_key) is None
                 assert fake.unregistered == []
                 again = Registry(lab.home / "gateway" / "nodes.json")  # a gateway that starts again knows less, and harms nobody
-                await again.sync(control, members_of(trust.standing), trust.is_revoked)
+                await again.sync(control, members_of(trust.standing, now()), trust.is_revoked)
                 lab.revoke("node-a")
                 trust.reload()
-                await registry.sync(control, members_of(trust.standing), trust.is_revoked)
+                await registry.sync(control, members_of(trust.standing, now()), trust.is_revoked)
                 assert fake.unregistered == [gone]
                 control.close()
 
