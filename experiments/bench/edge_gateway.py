@@ -41,7 +41,7 @@ from fedsec.identity.ca import CertificateAuthority
 from fedsec.identity.folder import Identity, create_identity, make_identity
 from fedsec.identity.revocation import make_crl
 from fedsec.identity.roster import RosterMember, make_roster
-from fedsec.identity.tls import CHANNEL_OPTIONS, channel_credentials
+from fedsec.identity.tls import channel_credentials, channel_options
 from fedsec.signing import Signer
 
 FEDERATION, NODE_ID = "bench.example", 4711
@@ -229,18 +229,18 @@ async def measure(
 ) -> list[Row]:
     tls = ssl.create_default_context(cafile=home / "superlink" / "ca.pem")
     bare = http.client.HTTPSConnection("127.0.0.1", superlink_port, context=tls)
-    options = [*CHANNEL_OPTIONS, *CLIENT_OPTIONS]
+    options = [*channel_options("main"), *CLIENT_OPTIONS]
     async with grpc.aio.secure_channel(f"127.0.0.1:{port}", channel_credentials(identity), options=options) as channel:
         session = await ready(EdgeStub(channel), identity)
+        await many_calls(session, identity.signer, 3000)  # threads, arenas and caches are warm
+        before = resident_mb(gateway_pid)
+        rate = arguments.calls / await many_calls(session, identity.signer, arguments.calls)
+        growth = resident_mb(gateway_pid) - before
         body = update_of(arguments.megabytes)
         ours, peer = [], []
         for _ in range(arguments.rounds):
             peer.append(post_bare(bare, body))
             ours.append(await forward(session, paths.PUSH_OBJECT, body, headers_of(identity.signer)))
-        await many_calls(session, identity.signer, 1000)
-        before = resident_mb(gateway_pid)
-        rate = arguments.calls / await many_calls(session, identity.signer, arguments.calls)
-        growth = resident_mb(gateway_pid) - before
     megabytes = len(body) / 1e6
     bare.close()
     return [
@@ -268,7 +268,7 @@ def main() -> None:
     made = parser(__doc__ or "")
     made.add_argument("--calls", type=int, default=10_000)
     made.add_argument("--megabytes", type=int, default=40)
-    made.add_argument("--rounds", type=int, default=7)
+    made.add_argument("--rounds", type=int, default=25)
     arguments = made.parse_args()
     show("The gateway", run(arguments), as_json=arguments.json)
 

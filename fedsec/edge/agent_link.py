@@ -1,6 +1,8 @@
 """An agent's connection to the gateway: one keep-alive channel with a proven session, opened anew as often as it takes.
 
-1. No call goes out before the other end proved that it is the server which the settings name, and that it sees our own certificate.
+1. No call goes out before the other end proved that it is the server which the settings name, and that it sees our own certificate. That
+   it is that server TLS checks anew at every reconnection (``identity.tls.server_target``), before a byte of a call. A channel that left
+   the connection it was proven on is let go all the same, and the next one begins with another Hello.
 2. Whatever the wire does, a call either gets the SuperLink's answer, or ends within its time with a status that the SuperNode handles:
    503 comes back later, 401 ends the node. 401 is for a node that the gateway told it is not to come back, and for nothing else.
 3. Reconnecting waits longer each time, up to 15 s, with jitter, so that a restarted gateway is not met by all clients at once; a node that
@@ -37,7 +39,7 @@ from fedsec.edge.service import CLIENT_OPTIONS, EdgeStub
 from fedsec.errors import CertificateError, DecodeError, FedsecError, ProtocolError, VerificationError
 from fedsec.identity.enrolment import make_renewal
 from fedsec.identity.folder import Identity
-from fedsec.identity.tls import CHANNEL_OPTIONS, channel_credentials
+from fedsec.identity.tls import channel_credentials, channel_options
 from fedsec.signing import Signer, decode_public_key
 
 _logger = logging.getLogger(__name__)
@@ -56,6 +58,9 @@ MAX_CLOCK_OFFSET = timedelta(hours=24)
 _CODE = grpc.StatusCode
 _OUTAGES_BEHIND = frozenset({Reason.NOT_REGISTERED, Reason.NO_REVOCATION_LIST, Reason.SUPERLINK, Reason.CA})
 """The gateway is well and says what is not: no reason for another Hello."""
+
+_OTHER_SUBJECT = "Hostname Verification Check failed"
+"""What gRPC says when the certificate's subject is another than the server's that was asked for."""
 
 
 class LinkState(StrEnum):
@@ -137,8 +142,13 @@ class _Connection:
     stub: EdgeStub
     session: EdgeSession
     flower: FlowerSigner
+    watch: asyncio.Task[None] | None = None
     calls: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def is_ready(self) -> bool:
+        """Whether the channel still is on the connection that the Hello was said on, as far as gRPC tells."""
+        return bool(self.channel.get_state() is grpc.ChannelConnectivity.READY)
 
     @contextlib.contextmanager
     def used(self) -> Any:
@@ -226,11 +236,11 @@ class Link:
 
     async def _open(self, identity: Identity, known: _Connection | None = None) -> _Connection:
         """A session, on the channel that is there already if it is this identity's and works, else on a new one."""
-        if known is not None and known.identity is identity:
+        if known is not None and known.identity is identity and known.is_ready():
             with contextlib.suppress(grpc.aio.AioRpcError):
                 session = await self._hello(known.stub, identity)
                 return _Connection(identity, known.channel, known.stub, session, known.flower)
-        options = [*CHANNEL_OPTIONS, *CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
+        options = [*channel_options(self._settings.server_name), *CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
         channel = grpc.aio.secure_channel(self._settings.server, channel_credentials(identity), options=options)
         stub = EdgeStub(channel)
         try:
@@ -259,11 +269,26 @@ class Link:
 
     async def _replace(self, connection: _Connection) -> None:
         old, self._current = self._current, connection
-        if old is not None and old.channel is not connection.channel:
-            self._drain(old)
+        if old is not None:
+            if old.watch is not None:
+                old.watch.cancel()
+            if old.channel is not connection.channel:
+                self._drain(old)
+        connection.watch = asyncio.create_task(self._watch(connection), name="watch the channel")
         self.offset_s = (connection.session.now() - self._clock()).total_seconds()
         self._ready.set()
         self._change(LinkState.CONNECTED, f"connected to {self._settings.server}")
+
+    async def _watch(self, connection: _Connection) -> None:
+        """Let go of a channel as soon as it leaves the connection that was proven."""
+        while connection.is_ready():
+            await connection.channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+        self._let_go(connection)
+
+    def _let_go(self, connection: _Connection) -> None:
+        if connection is self._current:
+            self._ready.clear()
+            self._stale.set()
 
     def _drain(self, connection: _Connection) -> None:
         async def drain() -> None:
@@ -279,6 +304,8 @@ class Link:
     async def _drop_current(self) -> None:
         current, self._current = self._current, None
         if current is not None:
+            if current.watch is not None:
+                current.watch.cancel()
             await current.channel.close()
 
     async def _close_all(self) -> None:
@@ -293,6 +320,9 @@ class Link:
         elif self._clock() > self.identity.not_after:
             ended = f"{self.identity.not_after:%Y-%m-%d %H:%M:%S} UTC"
             self._change(LinkState.EXPIRED, f"this node's certificate expired at {ended}; enrol again with a new token")
+        elif _OTHER_SUBJECT in (error.details() or ""):
+            wanted = self._settings.server_name
+            self._change(LinkState.WRONG_SERVER, f"whoever answers at {self._settings.server} is not the server {wanted}: TLS ended it")
         else:
             self._change(LinkState.CONNECTING, f"no connection to {self._settings.server}: {sentence}")
 
@@ -321,6 +351,10 @@ class Link:
         deadline = time.monotonic() + timeout_s
         while True:
             connection = await self._connection(deadline)
+            if not connection.is_ready():
+                self._let_go(connection)
+                await asyncio.sleep(0)
+                continue
             left_s = max(0.05, deadline - time.monotonic())
             try:
                 with connection.used():

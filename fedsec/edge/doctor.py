@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import fedsec
+from fedsec.edge.agent_settings import DEFAULT_SERVER_NAME
 from fedsec.edge.doctor_certificates import Chain, Expected, examine_crl, examine_service, examine_token
 from fedsec.edge.doctor_findings import Finding, Level, finding
 from fedsec.edge.doctor_home import NOBODY, Home, Own, judge_ca, read_home, read_own
@@ -215,7 +216,8 @@ def _way(question: Question, address: Address, home: Home, own: Own) -> list[Fin
     if home.kind == "server":
         return found  # a server's certificate is none for a client: the rest is an agent's to try
     found += judge_connection(tls, own.findings)
-    if tls.accepted and own.signer is not None and tls.version == "TLSv1.3":
+    another = any(item.code == "server-certificate.another-server" for item in found)  # gRPC's TLS would refuse it too
+    if tls.accepted and not another and own.signer is not None and tls.version == "TLSv1.3":
         found += _session(question, address, own, expected, tls)
     return found
 
@@ -241,6 +243,7 @@ def _session(question: Question, address: Address, own: Own, expected: Expected,
         address,
         identity,
         secrets.token_bytes(NONCE_BYTES),
+        server_name=expected.name or DEFAULT_SERVER_NAME,
         clock=question.clock,
         version=f"fedsec doctor {fedsec.__version__}",
         idle_s=question.idle_s,

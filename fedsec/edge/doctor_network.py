@@ -266,7 +266,15 @@ class SessionFacts:
 
 
 def probe_session(
-    address: Address, identity: Identity, nonce: bytes, *, clock: Callable[[], datetime], version: str, idle_s: float, timeout_s: float
+    address: Address,
+    identity: Identity,
+    nonce: bytes,
+    *,
+    server_name: str,
+    clock: Callable[[], datetime],
+    version: str,
+    idle_s: float,
+    timeout_s: float,
 ) -> SessionFacts:
     """Say Hello, lie idle, and ask for the bundle on the same connection.
 
@@ -274,6 +282,7 @@ def probe_session(
         address: of the gateway.
         identity: ours.
         nonce: 32 random bytes.
+        server_name: of the gateway's certificate.
         clock: this host's, aware.
         version: for the gateway's audit log.
         idle_s: how long the connection is left alone, seconds.
@@ -281,7 +290,7 @@ def probe_session(
     """
     if len(nonce) != NONCE_BYTES:
         raise ValueError("a nonce has 32 bytes")
-    with secure_channel(str(address), identity, options=CLIENT_OPTIONS) as channel, _Watch(channel) as watch:
+    with secure_channel(str(address), identity, server_name, options=CLIENT_OPTIONS) as channel, _Watch(channel) as watch:
         stub = EdgeStub(channel)
         began, began_at = time.monotonic(), clock()
         try:

@@ -3,7 +3,7 @@
 1. The root (10 years) signs intermediates only and may be kept elsewhere: a folder without ``root-key.pem`` loads and issues all the same.
 2. The intermediate (1 year) may name peers of its federation only, by a critical name constraint.
 3. A leaf has exactly one URI, its SPIFFE id, one key usage and one extended key usage; it lives no longer than ``verify.LIFETIMES``
-   and no longer than its issuer. The subject is the same for all: nothing may read an identity from it.
+   and no longer than its issuer. The subject says the role, and of a server the name (``names.subject_of``): only TLS reads it.
 4. Whoever runs this is not the aggregator: a server that owns the CA can mint clients.
 
 Source: design note IDENTITY, "Certificates"; RFC 5280; X.509-SVID specification.
@@ -24,7 +24,7 @@ from cryptography.x509.oid import NameOID
 from fedsec.errors import CertificateError, SignatureError, StorageError
 from fedsec.files import atomic_write_bytes
 from fedsec.identity.folder import load_key
-from fedsec.identity.names import Role, admin_uri, check_name, node_uri, server_uri, uri_of
+from fedsec.identity.names import Role, admin_uri, check_name, node_uri, parse_uri, server_uri, uri_of
 from fedsec.identity.verify import BACKDATE, LIFETIMES, USAGES, Issuers, check_issuers
 from fedsec.signing import Signer, decode_public_key
 
@@ -166,7 +166,7 @@ class CertificateAuthority:
     def _issue(self, role: Role, uri: str, public_key: bytes, now: datetime) -> Issued:
         _check_within(self._issuers.intermediate, now, "intermediate")
         end = min(now + LIFETIMES[role], self.intermediate_not_after)
-        builder = _builder("fedsec intermediate", f"fedsec {role.value}", public_key, now, end)
+        builder = _builder("fedsec intermediate", parse_uri(uri).subject, public_key, now, end)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(_usage("digital_signature"), critical=True)
         builder = builder.add_extension(x509.ExtendedKeyUsage([USAGES[role]]), critical=False)

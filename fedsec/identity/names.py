@@ -4,7 +4,9 @@
    ``spiffe://<federation>/admin/<name>``; nothing else is a name.
 2. Every part is 1 to 128 characters of ``a-z0-9._-``, the first a letter or digit: no case, escapes, empty or dotted segments to
    disagree about, and each part is safe as a file name.
-3. Whatever is spelled otherwise is refused, never mended.
+3. A server's name has at most 50 of them, the last a letter or digit: it stands in the certificate's subject too, which has 64, and which
+   gRPC compares without a dot at the end.
+4. Whatever is spelled otherwise is refused, never mended.
 
 Source: SPIFFE-ID specification 1.0, section 2.
 """
@@ -18,8 +20,9 @@ from enum import StrEnum
 from fedsec.errors import CertificateError
 
 _PART = r"[a-z0-9][a-z0-9._-]{0,127}"
+_SERVER_NAME = r"[a-z0-9](?:[a-z0-9._-]{0,48}[a-z0-9])?"
 _NODE = re.compile(rf"spiffe://({_PART})/site/({_PART})/node/({_PART})", re.ASCII)
-_SERVER = re.compile(rf"spiffe://({_PART})/server/({_PART})", re.ASCII)
+_SERVER = re.compile(rf"spiffe://({_PART})/server/({_SERVER_NAME})", re.ASCII)
 _ADMIN = re.compile(rf"spiffe://({_PART})/admin/({_PART})", re.ASCII)
 
 
@@ -55,6 +58,11 @@ class PeerName:
         """The SPIFFE id."""
         return uri_of(self.federation, self.role, self.site, self.name)
 
+    @property
+    def subject(self) -> str:
+        """The common name of the certificate's subject."""
+        return subject_of(self.role, self.name)
+
 
 def check_name(what: str, part: str) -> str:
     """The part itself, if it may stand in a name.
@@ -65,6 +73,26 @@ def check_name(what: str, part: str) -> str:
     if not re.fullmatch(_PART, part, re.ASCII):
         raise CertificateError(f"{what} {part[:140]!r} is not 1 to 128 of a-z 0-9 . _ - with a letter or digit first")
     return part
+
+
+def check_server_name(name: str) -> str:
+    """The name itself, if a server may have it.
+
+    Raises:
+        CertificateError: it may not.
+    """
+    if not re.fullmatch(_SERVER_NAME, name, re.ASCII):
+        raise CertificateError(f"server name {name[:140]!r} is not 1 to 50 of a-z 0-9 . _ - with a letter or digit first and last")
+    return name
+
+
+def subject_of(role: Role, name: str) -> str:
+    """What the subject of a peer's certificate says: the role; of a server also which, for gRPC's clients check that and nothing else.
+
+    >>> subject_of(Role.SERVER, "main")
+    'fedsec server main'
+    """
+    return f"fedsec server {name}" if role is Role.SERVER else f"fedsec {role.value}"
 
 
 def node_uri(federation: str, site: str, client_id: str) -> str:
@@ -86,7 +114,7 @@ def server_uri(federation: str, name: str) -> str:
     >>> server_uri("hearts.example", "main")
     'spiffe://hearts.example/server/main'
     """
-    return f"spiffe://{check_name('federation', federation)}/server/{check_name('server name', name)}"
+    return f"spiffe://{check_name('federation', federation)}/server/{check_server_name(name)}"
 
 
 def admin_uri(federation: str, name: str) -> str:

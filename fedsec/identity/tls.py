@@ -5,8 +5,9 @@
 2. gRPC in Python can neither demand TLS 1.3 nor look at a revocation list, a URI or a missing extended key usage: a handshake proves
    that the peer holds a key under our root, and **no more**. Each handler calls :func:`check_tls13`, and
    ``verify.verify_peer`` on :func:`peer_certificate`.
-3. A client cannot look at the server's URI either. It checks the certificate's purpose and its subject, which is :data:`SERVER_TARGET`
-   for every server and for nobody else; which server it is must be shown above TLS (the edge's ``Hello``).
+3. A client cannot look at the server's URI either. It checks the certificate's purpose and its subject, in which this federation's CA puts
+   the server's name (:func:`server_target`) and nobody else's: so TLS itself tells which server it is, at every handshake, also when a
+   channel reconnects by itself. That it is not revoked must be shown above TLS (the edge's ``Hello``).
 
 Source: design note IDENTITY, "gRPC facts"; gRPC 1.85, seen by running it.
 """
@@ -21,14 +22,23 @@ import grpc
 
 from fedsec.errors import CertificateError, FedsecError
 from fedsec.identity.folder import Identity
-
-SERVER_TARGET = "fedsec server"
-"""Subject of every server's certificate: the name that a client's channel checks."""
+from fedsec.identity.names import Role, check_server_name, subject_of
 
 TLS_VERSION = b"TLSv1.3"
 
-CHANNEL_OPTIONS: tuple[tuple[str, str], ...] = (("grpc.ssl_target_name_override", SERVER_TARGET),)
-"""Options that a channel to a server needs with :func:`channel_credentials`."""
+
+def server_target(name: str) -> str:
+    """Subject of the certificate of the server with this name: what a client's channel to it checks.
+
+    Raises:
+        CertificateError: no server can have this name.
+    """
+    return subject_of(Role.SERVER, check_server_name(name))
+
+
+def channel_options(server_name: str) -> list[tuple[str, str]]:
+    """Options that a channel to this server needs with :func:`channel_credentials`; raises as :func:`server_target`."""
+    return [("grpc.ssl_target_name_override", server_target(server_name))]
 
 
 class Context(Protocol):
@@ -75,20 +85,21 @@ def _configuration(identity: Identity) -> grpc.ServerCertificateConfiguration:
 
 
 def channel_credentials(identity: Identity) -> grpc.ChannelCredentials:
-    """Credentials of a client; use them with :data:`CHANNEL_OPTIONS`."""
+    """Credentials of a client; use them with :func:`channel_options`."""
     chain = to_pem(identity.certificate_der, identity.intermediate_der)
     return grpc.ssl_channel_credentials(to_pem(identity.root_der), identity.signer.to_pem(), chain)
 
 
-def secure_channel(address: str, identity: Identity, *, options: Sequence[tuple[str, str | int]] = ()) -> grpc.Channel:
+def secure_channel(address: str, identity: Identity, server_name: str, *, options: Sequence[tuple[str, str | int]] = ()) -> grpc.Channel:
     """A channel to a server of the federation; nothing is connected yet.
 
     Args:
         address: ``host:port``.
         identity: the client's.
+        server_name: which; another server's certificate fails the handshake.
         options: more of gRPC's channel options.
     """
-    return grpc.secure_channel(address, channel_credentials(identity), options=[*CHANNEL_OPTIONS, *options])
+    return grpc.secure_channel(address, channel_credentials(identity), options=[*channel_options(server_name), *options])
 
 
 def peer_certificate(context: Context) -> bytes:

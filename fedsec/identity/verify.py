@@ -3,10 +3,11 @@
 1. One flat list of checks, all made here: gRPC's and ``cryptography``'s own path validation accept a leaf without extended key usage.
 2. The chain has exactly three certificates: the pinned root, an intermediate that may name peers of one federation only, the leaf.
 3. A key, a lifetime, a usage or a name that this federation's CA would not issue is refused, whoever signed it.
-4. The caller says what time it is. Checks that do not depend on the time are remembered for a pair of issuers.
-5. The signature on a certificate has a twin (the other s), which anybody can compute: a fingerprint stands for bytes, not for a
+4. The subject must be the one that goes with the name: TLS, which cannot look at a URI, goes by it.
+5. The caller says what time it is. Checks that do not depend on the time are remembered for a pair of issuers.
+6. The signature on a certificate has a twin (the other s), which anybody can compute: a fingerprint stands for bytes, not for a
    certificate. Revocation goes by the serial number.
-6. Only :func:`verify_peer` makes a :class:`VerifiedPeer`.
+7. Only :func:`verify_peer` makes a :class:`VerifiedPeer`.
 
 Source: RFC 5280 sections 4.2 and 6.1; X.509-SVID specification.
 """
@@ -21,7 +22,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, SignatureAlgorithmOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID, SignatureAlgorithmOID
 
 from fedsec.errors import CertificateError
 from fedsec.identity.names import PeerName, Role, check_name, parse_uri
@@ -138,6 +139,7 @@ def verify_peer(
         raise CertificateError(f"{what}: names a {name.role.value}")
     if name.federation != federation:
         raise CertificateError(f"{what}: for the federation {name.federation}, not {federation}")
+    _check_subject(leaf, name, what)
     return VerifiedPeer(name, _public_key(leaf, what), leaf.serial_number, leaf.not_valid_after_utc, leaf.fingerprint(hashes.SHA256()))
 
 
@@ -265,6 +267,11 @@ def _name_of(certificate: x509.Certificate, what: str) -> PeerName:
     if len(names) != 1 or not isinstance(names[0], x509.UniformResourceIdentifier):
         raise CertificateError(f"{what}: {len(names)} alternative names, expected one URI and nothing else")
     return parse_uri(names[0].value)
+
+
+def _check_subject(certificate: x509.Certificate, name: PeerName, what: str) -> None:
+    if certificate.subject != x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name.subject)]):
+        raise CertificateError(f"{what}: its subject is not {name.subject!r}, which goes with its name")
 
 
 def _constrained_to(intermediate: x509.Certificate) -> str:

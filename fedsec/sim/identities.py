@@ -3,8 +3,8 @@
 1. The folder is made beside its place and renamed: a crash leaves nothing or the whole. A crash between the two renames of a renewal
    leaves the old folder under its other name, and the next call puts it back.
 2. The same clients get the same keys: a second call changes nothing, one with other clients is refused.
-3. Certificates that end within a day of ``now``, or do not reach back to it, are issued anew for the same keys, with the next version
-   of the roster and the same cohort seed: a simulation may be resumed after weeks.
+3. Certificates that end within a day of ``now``, do not reach back to it, or are of an older form, are issued anew for the same keys, with
+   the next version of the roster and the same cohort seed: a simulation may be resumed after weeks.
 4. Nothing is fsynced, for all of it can be made again. This is no way to run a real federation: its keys lie in one place.
 
 Layout: ``authority/``, ``server/{key.pem,certificate.der}``, ``nodes/<client id>/{key.pem,certificate.der}``, ``roster.json``,
@@ -21,11 +21,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from fedsec.errors import DecodeError, StorageError
 from fedsec.files import atomic_write_bytes, exclusive_lock
 from fedsec.identity.ca import CertificateAuthority, Issued
-from fedsec.identity.names import check_name
+from fedsec.identity.names import Role, check_name, subject_of
 from fedsec.identity.roster import Roster, RosterMember, SignedRoster, make_roster
 from fedsec.signing import Signer
 
@@ -37,6 +38,7 @@ SERVER_NAME = "server"
 RENEW_BEFORE = timedelta(hours=24)
 """Certificates that end within this are issued anew."""
 
+_SERVER_SUBJECT = subject_of(Role.SERVER, SERVER_NAME)
 _RENEW_INTERMEDIATE_BEFORE = timedelta(days=30)
 _LOCK_TIMEOUT_S = 60.0
 
@@ -205,14 +207,15 @@ def _is_current(folder: Path, roster: Roster, now: datetime) -> bool:
     """All leaves of a folder are issued together, so that one client speaks for all."""
     if not roster.not_before <= now <= roster.not_after - RENEW_BEFORE:
         return False
-    for der in (_read(folder / "server" / "certificate.der"), load_certificate(folder, roster.members[0].client_id)):
+    server_der = _read(folder / "server" / "certificate.der")
+    for der in (server_der, load_certificate(folder, roster.members[0].client_id)):
         try:
             certificate = x509.load_der_x509_certificate(der)
         except ValueError as error:
             raise StorageError(f"a certificate in {folder} is damaged") from error
         if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc - RENEW_BEFORE:
             return False
-    return True
+    return x509.load_der_x509_certificate(server_der).subject == x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _SERVER_SUBJECT)])
 
 
 def _renew(folder: Path, roster: Roster, now: datetime) -> None:

@@ -30,7 +30,7 @@ from fedsec.identity.ca import CertificateAuthority
 from fedsec.identity.folder import create_identity, make_identity
 from fedsec.identity.revocation import Revocation, make_crl
 from fedsec.identity.roster import Roster, RosterMember, SignedRoster, make_roster
-from fedsec.identity.tls import CHANNEL_OPTIONS, channel_credentials
+from fedsec.identity.tls import channel_credentials, channel_options
 from fedsec.signing import Signer
 
 FEDERATION = "hearts.example"
@@ -167,7 +167,7 @@ class LabAgent:
         self.channel = grpc.aio.secure_channel(
             f"127.0.0.1:{port or lab.port}",
             channel_credentials(self.party.identity),
-            options=[*CHANNEL_OPTIONS, *CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", 1), *options],
+            options=[*channel_options("main"), *CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", 1), *options],
         )
         self.stub = EdgeStub(self.channel)
         self.session = None

@@ -15,8 +15,9 @@ from gateway_lab import FakeSuperLink, Lab, free_port, now, until
 
 from fedsec.edge import fleet_pb2, paths
 from fedsec.edge.agent_link import CallFailedError, Link, LinkSettings, LinkState
-from fedsec.edge.edge_pb2 import HelloReply
+from fedsec.edge.edge_pb2 import HelloReply, HelloRequest
 from fedsec.edge.service import SERVICE
+from fedsec.edge.signing import sign_hello
 from fedsec.errors import FedsecError
 from fedsec.identity.folder import make_identity
 from fedsec.identity.tls import server_credentials
@@ -130,6 +131,94 @@ def test_a_message_that_was_on_its_way_when_the_gateway_ended_is_served_again(la
     run(story())
 
 
+@contextlib.asynccontextmanager
+async def wire(target):
+    """A line to the gateway that can be cut: an object with ``port``, ``cut()`` and ``mend()``."""
+
+    class Wire:
+        open, broken = set(), False
+
+        def cut(self):
+            self.broken = True
+            for writer in list(self.open):
+                writer.transport.abort()
+
+        def mend(self):
+            self.broken = False
+
+    line = Wire()
+
+    async def pump(reader, writer):
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.transport.abort()
+
+    async def accept(reader, writer):
+        if line.broken:
+            writer.transport.abort()
+            return
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", target)
+        line.open |= {writer, far_writer}
+        await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    line.port = server.sockets[0].getsockname()[1]
+    try:
+        yield line
+    finally:
+        server.close()
+        line.cut()
+
+
+def test_calls_wait_through_a_cut_line(lab, fake):
+    async def story():
+        async with lab.gateway(), wire(lab.port) as line, linked(lab, port=line.port) as link:
+            await until(lambda: fake.nodes and link.state is LinkState.CONNECTED)
+            for _ in range(3):
+                assert (await link.forward(paths.SEND_NODE_HEARTBEAT, heartbeat(fake), timeout_s=5)).status == 200
+                held = asyncio.create_task(link.forward(paths.PULL_MESSAGES, pull(fake), timeout_s=20))
+                await asyncio.sleep(0.3)
+                line.cut()
+                await until(lambda: link.state is LinkState.CONNECTING)
+                during = asyncio.create_task(link.forward(paths.SEND_NODE_HEARTBEAT, heartbeat(fake), timeout_s=20))
+                await asyncio.sleep(0.4)
+                assert not during.done()
+                assert not held.done()
+                line.mend()
+                assert (await during).status == 200
+                fake.send("node-a", "after the cut")
+                answer = await held
+                assert answer.status == 200
+                await link.forward(paths.PULL_MESSAGES, pull(fake), received_pull=answer.delivery, timeout_s=20)
+
+    run(story())
+
+
+def test_a_gateway_that_ends_old_connections_costs_no_call(tmp_path):
+    """gRPC's maximum age of a connection: the channel would reconnect by itself; the link says Hello anew instead."""
+    lab = Lab(tmp_path, ("node-a",), toml="hold_s = 1.0\nmax_connection_age_s = 1.0\n")
+    failed, answered = [], []
+
+    async def story():
+        with FakeSuperLink(lab) as fake:
+            async with lab.gateway(), linked(lab) as link:
+                await until(lambda: fake.nodes and link.state is LinkState.CONNECTED)
+                end = asyncio.get_running_loop().time() + 4
+                while asyncio.get_running_loop().time() < end:
+                    try:
+                        answered.append((await link.forward(paths.SEND_NODE_HEARTBEAT, heartbeat(fake), timeout_s=5)).status)
+                    except CallFailedError as error:
+                        failed.append(error)
+                    await asyncio.sleep(0.02)
+                assert sum(state is LinkState.CONNECTED for state, _ in link.states) >= 3
+
+    run(story())
+    assert not failed
+    assert set(answered) == {200}
+
+
 def test_without_a_gateway_a_call_ends_in_its_time_as_an_outage(lab):
     async def story():
         async with linked(lab, port=free_port()) as link:
@@ -166,7 +255,7 @@ async def impostor(lab, identity, answer):
 
 
 def test_another_server_of_the_same_federation_is_not_ours(lab):
-    """Its certificate passes TLS; it may even hand on what our gateway would say, but the gateway would have seen another certificate."""
+    """Its certificate is sound, and its subject names another server: TLS ends the handshake, and not even Hello goes there."""
     signer = Signer.generate()
     issued = lab.authority.issue_server("backup", signer.public_key, now=now())
     identity = make_identity(signer, issued.certificate_der, lab.authority.intermediate_der, lab.authority.root_der)
@@ -177,7 +266,32 @@ def test_another_server_of_the_same_federation_is_not_ours(lab):
     async def story():
         async with impostor(lab, identity, answer) as (port, called), linked(lab, port=port) as link:
             await until(lambda: link.state is LinkState.WRONG_SERVER)
-            assert "is the server backup, not main" in link.states[-1][1]
+            assert "is not the server main" in link.states[-1][1]
+            await fails(link, None, 503, within_s=0.3)
+            assert called == []
+
+    run(story())
+
+
+def test_another_key_under_the_servers_name_cannot_hand_on_what_the_server_signs(lab):
+    """A certificate for the name ``main`` in other hands passes TLS; the true gateway would have seen another client certificate than ours."""
+    signer = Signer.generate()
+    issued = lab.authority.issue_server("main", signer.public_key, now=now())
+    identity = make_identity(signer, issued.certificate_der, lab.authority.intermediate_der, lab.authority.root_der)
+    session, time_ms = bytes(range(16)), int(now().timestamp() * 1000)
+
+    async def answer(request):
+        nonce = HelloRequest.FromString(request).client_nonce
+        signature = sign_hello(lab.server_signer, nonce, session, time_ms, issued.certificate_der)  # what it got for its own connection
+        return HelloReply(
+            session_id=session, server_time_ms=time_ms, server_certificate=lab.server_issued.certificate_der,
+            intermediate=lab.authority.intermediate_der, signature=signature,
+        ).SerializeToString()  # fmt: skip
+
+    async def story():
+        async with impostor(lab, identity, answer) as (port, called), linked(lab, port=port) as link:
+            await until(lambda: link.state is LinkState.WRONG_SERVER)
+            assert "does not verify" in link.states[-1][1]
             await fails(link, None, 503, within_s=0.3)
             assert set(called) == {f"/{SERVICE}/Hello"}  # no call, no body ever went there
 

@@ -59,7 +59,14 @@ def test_grpc_itself_says_the_same_for_different_faults(world, healthy):
         object.__setattr__(identity, "root_der", world.ca.root_der)
         host, port = healthy.split(":")
         facts = probe_session(
-            Address(host, int(port)), identity, bytes(32), clock=lambda: datetime.now(UTC), version="x", idle_s=0, timeout_s=3
+            Address(host, int(port)),
+            identity,
+            bytes(32),
+            server_name="main",
+            clock=lambda: datetime.now(UTC),
+            version="x",
+            idle_s=0,
+            timeout_s=3,
         )
         seen.add((facts.status, "expire" in facts.detail, "valid" in facts.detail, "issuer" in facts.detail))
     assert seen == {("UNAVAILABLE", False, False, False)}

@@ -22,7 +22,7 @@ from fedsec.edge.edge_client import send_call
 from fedsec.edge.service import EdgeStub
 from fedsec.edge.signing import Call, sign_call
 from fedsec.identity.folder import make_identity
-from fedsec.identity.tls import CHANNEL_OPTIONS, channel_credentials
+from fedsec.identity.tls import channel_credentials, channel_options
 from fedsec.signing import Signer
 
 CODE = grpc.StatusCode
@@ -146,7 +146,7 @@ class TestWhoMayCall:
         async def story(world):
             root = world.lab.nodes["node-a"].identity.root_der
             credentials = grpc.ssl_channel_credentials(ssl.DER_cert_to_PEM_cert(root).encode())
-            async with grpc.aio.secure_channel(f"127.0.0.1:{world.gateway.port}", credentials, options=CHANNEL_OPTIONS) as channel:
+            async with grpc.aio.secure_channel(f"127.0.0.1:{world.gateway.port}", credentials, options=channel_options("main")) as channel:
                 with refused(CODE.UNAVAILABLE):
                     await EdgeStub(channel).hello(edge_pb2.HelloRequest(client_nonce=bytes(32)), timeout=5)
 
@@ -698,7 +698,7 @@ def test_health_follows_the_superlink_and_the_lists(tmp_path):
     async def story(world):
         party = world.lab.nodes["node-a"]
         address = f"127.0.0.1:{world.gateway.port}"
-        async with grpc.aio.secure_channel(address, channel_credentials(party.identity), options=CHANNEL_OPTIONS) as channel:
+        async with grpc.aio.secure_channel(address, channel_credentials(party.identity), options=channel_options("main")) as channel:
             check = health_pb2_grpc.HealthStub(channel).Check
             serving = health_pb2.HealthCheckResponse.SERVING
             assert (await check(health_pb2.HealthCheckRequest())).status == serving

@@ -17,6 +17,7 @@ FEDERATION = "hearts.example"
 NODE_URI = f"spiffe://{FEDERATION}/site/basel/node/client-7"
 SERVER_URI = f"spiffe://{FEDERATION}/server/main"
 ADMIN_URI = f"spiffe://{FEDERATION}/admin/ada"
+SUBJECTS = {Role.NODE: "fedsec node", Role.SERVER: "fedsec server main", Role.ADMIN: "fedsec admin"}
 URIS = {Role.NODE: NODE_URI, Role.SERVER: SERVER_URI, Role.ADMIN: ADMIN_URI}
 CA_USAGE = ("key_cert_sign", "crl_sign")
 USAGE_BITS = (*CA_USAGE, "digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only", "decipher_only")  # fmt: skip
@@ -95,7 +96,7 @@ def leaf(role: Role = Role.NODE, **changes: Any) -> bytes:
     }
     extensions |= changes.pop("extensions", {})
     sound = {
-        "subject": "leaf",
+        "subject": SUBJECTS[role],
         "issuer": "intermediate",
         "key": LEAF_KEY,
         "issuer_key": INTERMEDIATE_KEY,

@@ -8,6 +8,7 @@ from fedsec.errors import CertificateError
 from fedsec.identity.names import PeerName, Role, admin_uri, check_name, node_uri, parse_uri, server_uri, uri_of
 
 PARTS = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,127}", fullmatch=True)
+SERVERS = st.from_regex(r"[a-z0-9]([a-z0-9._-]{0,48}[a-z0-9])?", fullmatch=True)
 
 
 @given(federation=PARTS, site=PARTS, client_id=PARTS)
@@ -17,7 +18,7 @@ def test_node_names_are_read_back(federation, site, client_id):
     assert parse_uri(uri).uri == uri
 
 
-@given(federation=PARTS, name=PARTS)
+@given(federation=PARTS, name=SERVERS)
 def test_server_names_are_read_back(federation, name):
     uri = server_uri(federation, name)
     assert parse_uri(uri) == PeerName(federation, Role.SERVER, None, name)

@@ -22,13 +22,14 @@ from fedsec.errors import CertificateError, StorageError
 from fedsec.identity.folder import make_identity
 from fedsec.identity.names import Role
 from fedsec.identity.revocation import RevocationList
-from fedsec.identity.tls import CHANNEL_OPTIONS, SERVER_TARGET, check_tls13, peer_certificate, secure_channel, server_credentials, to_pem
+from fedsec.identity.tls import channel_options, check_tls13, peer_certificate, secure_channel, server_credentials, server_target, to_pem
 from fedsec.identity.verify import verify_peer
 from fedsec.signing import Signer
 
 NOW = datetime.now(tz=UTC).replace(microsecond=0)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 METHOD = "/test.Edge/Call"
+TARGET = server_target("main")
 BY_TLS, BY_US = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.PERMISSION_DENIED
 
 
@@ -45,8 +46,9 @@ class Live:
         self.broken = False
         self.seen = []
 
-    def new_server_identity(self):
-        der = self.leaf(Role.SERVER, key=self.server_key, subject=SERVER_TARGET)
+    def new_server_identity(self, name="main", uri=None):
+        names = self.pki.uris(uri or f"spiffe://{self.pki.federation}/server/{name}")
+        der = self.leaf(Role.SERVER, key=self.server_key, subject=server_target(name), extensions={"names": (names, False)})
         return make_identity(Signer(self.server_key), der, self.intermediate_der, self.root_der)
 
     def leaf(self, role=Role.NODE, **changes):
@@ -72,11 +74,11 @@ class Live:
         return peer.name.name.encode()
 
     @contextlib.contextmanager
-    def serving(self):
-        server = grpc.server(futures.ThreadPoolExecutor(4))
+    def serving(self, port=0):
+        server = grpc.server(futures.ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
         handlers = {"Call": grpc.unary_unary_rpc_method_handler(self.handle)}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Edge", handlers),))
-        self.port = server.add_secure_port("127.0.0.1:0", server_credentials(self.load))
+        self.port = server.add_secure_port(f"127.0.0.1:{port}", server_credentials(self.load))
         server.start()
         try:
             yield self
@@ -88,7 +90,7 @@ class Live:
         chain = None if leaf is None else to_pem(leaf, *([self.intermediate_der] if issuers is None else issuers))
         pem = None if leaf is None else private_pem(key or self.pki.leaf_key)
         credentials = grpc.ssl_channel_credentials(to_pem(root or self.root_der), pem, chain)
-        with grpc.secure_channel(f"127.0.0.1:{self.port}", credentials, options=CHANNEL_OPTIONS) as channel:
+        with grpc.secure_channel(f"127.0.0.1:{self.port}", credentials, options=channel_options("main")) as channel:
             return channel.unary_unary(METHOD)(b"", timeout=10)
 
     def refused(self, by, leaf=None, key=None, because="", **how):
@@ -178,8 +180,9 @@ def test_no_extended_usage(live):
 
 
 def test_no_name(live):
-    """root -- intermediate -- node!: no alternative name, which gRPC's TLS refuses below an issuer with name constraints."""
-    live.refused(BY_TLS, live.leaf(extensions={"names": None}))
+    """root -- intermediate -- node!: no alternative name; TLS refuses it only if the subject reads like a host name."""
+    live.refused(BY_TLS, live.leaf(subject="leaf", extensions={"names": None}))
+    live.refused(BY_US, live.leaf(extensions={"names": None}), because="no SubjectAlternativeName")
 
 
 def test_two_names(live, pki):
@@ -261,7 +264,7 @@ def old_tls_proxy(port, identity, version):
             with (
                 plain,
                 socket.create_connection(("127.0.0.1", port)) as carrier,
-                context.wrap_socket(carrier, server_hostname=SERVER_TARGET) as secure,
+                context.wrap_socket(carrier, server_hostname=TARGET) as secure,
             ):
                 back = threading.Thread(target=pump, args=(secure, plain), daemon=True)
                 back.start()
@@ -294,14 +297,14 @@ def serial_shown(port):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
-    with socket.create_connection(("127.0.0.1", port)) as plain, context.wrap_socket(plain, server_hostname=SERVER_TARGET) as secure:
+    with socket.create_connection(("127.0.0.1", port)) as plain, context.wrap_socket(plain, server_hostname=TARGET) as secure:
         return x509.load_der_x509_certificate(secure.getpeercert(binary_form=True)).serial_number
 
 
 def test_a_renewed_server_is_seen_at_once_and_old_channels_go_on(pki):
     live = Live(pki)
     client = make_identity(Signer(pki.leaf_key), live.leaf(), live.intermediate_der, live.root_der)
-    with live.serving(), secure_channel(f"127.0.0.1:{live.port}", client) as channel:
+    with live.serving(), secure_channel(f"127.0.0.1:{live.port}", client, "main") as channel:
         call, before = channel.unary_unary(METHOD), live.server_identity.serial_number
         assert call(b"", timeout=10) == b"client-7"
         assert serial_shown(live.port) == before
@@ -309,6 +312,44 @@ def test_a_renewed_server_is_seen_at_once_and_old_channels_go_on(pki):
         assert serial_shown(live.port) == live.server_identity.serial_number != before
         assert call(b"", timeout=10) == b"client-7"
         assert live.call(live.leaf()) == b"client-7"
+
+
+def test_a_channel_that_reconnects_by_itself_never_reaches_another_server(pki):
+    """The port changes hands: another server of the same federation, sound in all else. gRPC reconnects; TLS ends every try."""
+    main, other = Live(pki), Live(pki)
+    other.root_der, other.intermediate_der, other.server_key = main.root_der, main.intermediate_der, ec.generate_private_key(ec.SECP256R1())
+    other.server_identity = other.new_server_identity("other")
+    client = make_identity(Signer(pki.leaf_key), main.leaf(), main.intermediate_der, main.root_der)
+    with contextlib.ExitStack() as stack:
+        with main.serving():
+            channel = stack.enter_context(secure_channel(f"127.0.0.1:{main.port}", client, "main"))
+            call = channel.unary_unary(METHOD)
+            assert call(b"update", timeout=10) == b"client-7"
+        with other.serving(main.port):
+            for patient in (False, False, True):
+                with pytest.raises(grpc.RpcError) as caught:
+                    call(b"secret update", timeout=2, wait_for_ready=patient)
+                assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+            with secure_channel(f"127.0.0.1:{main.port}", client, "other") as asked_for:
+                assert asked_for.unary_unary(METHOD)(b"", timeout=10) == b"client-7"
+            assert len(other.seen) == 1
+        with main.serving(main.port):
+            assert call(b"update", timeout=20, wait_for_ready=True) == b"client-7"
+
+
+def test_a_subject_that_does_not_go_with_the_name_is_no_identity(pki):
+    """TLS goes by the subject, everything else by the URI: a certificate in which they differ is nobody's."""
+    live = Live(pki)
+    with pytest.raises(CertificateError, match="its subject is not 'fedsec server backup'"):
+        live.new_server_identity("main", uri=f"spiffe://{pki.federation}/server/backup")
+    with pytest.raises(CertificateError, match="its subject is not 'fedsec node'"):
+        pki.verify(pki.leaf(subject=server_target("main")))
+
+
+@pytest.mark.parametrize("name", ["main.", "-main", "", "a" * 51, "Main", "ma in", "main\n"])
+def test_a_name_that_tls_would_read_otherwise_is_no_servers(name):
+    with pytest.raises(CertificateError, match="server name"):
+        server_target(name)
 
 
 def test_a_folder_that_cannot_be_read_leaves_the_last_identity_in_use(pki):
