@@ -20,8 +20,8 @@ from fedsec.plan.model import Plan, plan_to_jsonable
 from fedsec.plan.sweep import epsilon_name, plans_of_sweep, spell
 from fedsec.plan.sweep_tasks import task_keys
 from fedsec.report import text
+from fedsec.report.sweep_drawing import series_name
 from fedsec.report.sweep_folder import MARKER, open_sweep_folder
-from fedsec.report.sweep_plots import series_name
 from fedsec.report.sweep_summary import summarise_sweep
 from fedsec.report.tables import read_result, write_csv
 

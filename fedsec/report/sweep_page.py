@@ -20,8 +20,8 @@ from fedsec.plan.sweep import epsilon_name
 from fedsec.report import text
 from fedsec.report.literature import published
 from fedsec.report.sweep_audit import Audited, SweepAudits
+from fedsec.report.sweep_drawing import Plot, series_name
 from fedsec.report.sweep_pictures import Picture
-from fedsec.report.sweep_plots import Plot, series_name
 from fedsec.report.sweep_rows import AuditRow, UtilityRow
 from fedsec.report.sweep_settings import assumptions, settings
 from fedsec.report.sweep_summary import Figure, Slice, SweepSummary

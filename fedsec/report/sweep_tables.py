@@ -16,7 +16,7 @@ import fedsec
 from fedsec.plan.sweep import SWEEP_FORMAT, epsilon_name, spell
 from fedsec.report import text
 from fedsec.report.sweep_audit import SweepAudits
-from fedsec.report.sweep_plots import series_name
+from fedsec.report.sweep_drawing import series_name
 from fedsec.report.sweep_summary import Figure, SweepSummary
 from fedsec.report.sweep_verdict import Recommendation, points
 from fedsec.report.sweep_words import partial_notice, with_interval
