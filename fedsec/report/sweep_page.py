@@ -211,6 +211,8 @@ def _arms(summary: SweepSummary) -> list[dict[str, Any]]:
 def _audit(found: Audited) -> dict[str, Any]:
     result, membership = found.result, found.result.membership
     verdict = "REFUTED" if result.refuted else ("no power" if result.no_power else "not refuted")
+    if math.isinf(result.audited.epsilon):
+        verdict = "nothing claimed"
     if found.target is None:
         verdict = "caught" if result.refuted else "NOT CAUGHT"
     return {

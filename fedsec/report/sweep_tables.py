@@ -148,7 +148,7 @@ def audit_lines(audits: SweepAudits) -> list[str]:
     if audits.controls:
         lines.append(f"controls of the audit: {len(audits.controls) - len(audits.missed)} of {len(audits.controls)} caught")
     if audits.results:
-        silent = sum(found.result.no_power for found in audits.results)
+        silent = sum(found.result.no_power and math.isfinite(found.result.audited.epsilon) for found in audits.results)
         lines.append(
             f"attacks: {len(audits.results)}, {len(audits.refuted)} refuted the claim"
             + (f"; {silent} could not have refuted it whatever they found" if silent else "")
