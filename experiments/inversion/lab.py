@@ -117,11 +117,11 @@ def of_a_sum(scene: Scene, seen: Arrays, label: int) -> Guess:
     return Guess(picture=(rest - seen["weight"][label]).reshape(28, 28), label=label)
 
 
-def with_prior(scene: Scene, seen: Arrays, *, noise: float) -> Guess:
+def with_prior(scene: Scene, seen: Arrays, *, noise: float, label: int | None = None) -> Guess:
     """The likeliest picture behind a clipped, noised gradient of the first logistic model.
 
     There all classes have probability 1/10, so the gradient of a record of class c is a known vector times the record, clipped to norm 1.
-    The class is the one in whose direction the gradient looks most like the mean public picture.
+    The class, if it is not known, is the one in whose direction the gradient looks most like the mean public picture.
     """
     mean = np.append(scene.prior.mean, 1.0)
     rows = np.concatenate([seen["weight"], seen["bias"][:, None]], axis=1)
@@ -130,7 +130,8 @@ def with_prior(scene: Scene, seen: Arrays, *, noise: float) -> Guess:
         direction = np.full(CLASSES, 1.0 / CLASSES)
         direction[label] -= 1.0
         along.append(direction / np.linalg.norm(direction) @ rows)
-    label = int(np.argmax([values @ mean for values in along]))
+    if label is None:
+        label = int(np.argmax([values @ mean for values in along]))
     length = np.sqrt(scene.mean_norm**2 + 1.0)
     picture = scene.prior.likeliest(along[label][:-1] * length, noise_variance=(noise * length) ** 2)
     return Guess(picture=picture.reshape(28, 28), label=label)
@@ -149,5 +150,7 @@ def attacks_on(scene: Scene, seen: Arrays, arm: str, place: int, *, noise_multip
     yield "division", analytic(seen)
     if arm in ("secure aggregation", "both"):
         yield "class rows", of_a_sum(scene, seen, int(scene.labels[place]))
+    if arm == "DP-SGD":
+        yield "prior, class known", with_prior(scene, seen, noise=noise_multiplier, label=int(scene.labels[place]))
     if arm in ("DP-SGD", "both"):
         yield "prior", with_prior(scene, seen, noise=noise_multiplier * (np.sqrt(CLASSES) if arm == "both" else 1.0))

@@ -1,6 +1,6 @@
 """Gradient inversion: which pictures a server gets out of updates, sums, noised updates and sketches.
 
-``python -m experiments.inversion.run [--seeds 3] [--steps 400]``
+``python -m experiments.inversion.run [--seeds 3] [--steps 600]``
 
 Fashion-MNIST; ten victims a seed, one of each class. Every attack is scored against the victim's own picture; the baseline is the mean public picture.
 """
@@ -41,7 +41,7 @@ SKETCH_ARMS: dict[str, float | None] = {"no privacy": None, "ε = 8": 8.0}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="seeds 1..N (default: 3)")
-    parser.add_argument("--steps", type=int, default=400, help="of the matching attack (default: 400)")
+    parser.add_argument("--steps", type=int, default=600, help="of the matching attack (default: 600)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     begun = time.monotonic()
@@ -122,7 +122,7 @@ def table_of(rows: list[dict[str, Any]]) -> str:
         some = [row for row in rows if (row["model"], row["arm"], row["attack"]) == key]
         values = [row["psnr"] for row in some]
         spread = statistics.stdev(values) / math.sqrt(len(values)) * 1.96 if len(values) > 1 else math.nan
-        told = "–" if key[2] in ("mean picture", "class rows") else f"{np.mean([row['label_right'] for row in some]):.0%}"
+        told = "–" if key[2] in ("mean picture", "class rows", "prior, class known") else f"{np.mean([row['label_right'] for row in some]):.0%}"
         lines.append(
             [*key, f"**{np.mean(values):.1f}** ± {spread:.1f}", f"{max(values):.1f}", f"{np.mean([row['ssim'] for row in some]):.2f}", told]
         )

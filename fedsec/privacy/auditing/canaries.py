@@ -6,7 +6,7 @@
 3. **Quiet directions** where the model's last layer is linear and the loss is cross-entropy: the gradients of a record for that layer add up to
    zero over the classes, so a direction that is the same for all classes is orthogonal to every record's gradient, and moves no prediction. The
    canaries then do not disturb the training, nor the records the audit. A fair choice: epsilon holds against any record.
-4. Where more are wanted than there are quiet dimensions, or the last layer is not known, directions are random in the whole space, and the records' gradients are noise to the auditor.
+4. Where more are wanted than there are quiet dimensions, or the last layer is not known, directions are random in the whole space, and the records' gradients are noise, as far as the auditor cannot foretell them.
 """
 
 from __future__ import annotations

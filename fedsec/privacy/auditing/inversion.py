@@ -87,7 +87,7 @@ def match_gradient(
     *,
     steps: int = 400,
     rate: float = 0.1,
-    smoothness: float = 1e-2,
+    smoothness: float = 0.1,
     seed: int = 0,
 ) -> Floats:
     """The picture whose gradient points where ``seen`` does.

@@ -65,7 +65,7 @@ def lira_scores(target: Floats, shadows: Floats, members: Flags, *, mode: Litera
 def _fit(shadows: Floats, chosen: Flags) -> tuple[Floats, Floats]:
     """Mean and deviation per candidate over the chosen shadow models."""
     counts = chosen.sum(axis=0)
-    if counts.min(initial=0) < 1:
+    if len(counts) == 0 or counts.min() < 1:
         raise ValueError("a candidate is in all shadow models, or in none: train more of them")
     mean = np.where(chosen, shadows, 0.0).sum(axis=0) / counts
     squares = np.where(chosen, (shadows - mean) ** 2, 0.0).sum(axis=0)

@@ -34,7 +34,7 @@ AUDIT_DELTA = 1e-5
 CONTROL_EPSILON = 1.0
 """What controls claim: a few thousand canaries can refute it with room to spare."""
 WEAKER = 10.0
-FEWEST_ROUNDS_FOR_RESET = 8
+FEWEST_ROUNDS_FOR_RESET = 15
 """With fewer rounds, forgetting the earlier ones understates epsilon by too little to be seen for sure."""
 CANARIES = 4000
 CANDIDATES = 1000
@@ -263,7 +263,7 @@ def _notes(setting: _Setting, kinds: Collection[Kind], controls: Sequence[Arm], 
     notes.append(
         "canaries are directions that no record's gradient has: they are looked for without disturbance"
         if federation.quiet
-        else "canaries are random directions: the records' gradients hide them in part, which lowers the bounds"
+        else "canaries are random directions: what the other records add by chance of sampling hides them in part, which lowers the bounds"
     )
     if federation.num_canaries < setting.wanted:
         notes.append(f"{federation.num_canaries} canaries: more do not stay apart in a model of this size")

@@ -2,6 +2,8 @@
 
 1. Every client trains with :func:`fedsec.privacy.dpsgd.train`, as the client program does: same batches, clipping, noise, step counts, sum form. What an
    attacker may see of a round is handed to the views, which keep scores and nothing else.
+   The attacker knows every record that is not in question, as the attacker of differential privacy does: where the canaries are not quiet, what the
+   records are expected to add to an update is subtracted first.
 2. Left out, because it is no part of the claim that is audited: attackers, the defence against them, sampling of clients (never counted as amplification),
    drop-outs, and the rounding to ring steps under secure aggregation, which is a thousand times under the noise.
 3. Coins, directions and noise follow from the seed: an audit can be repeated. It is apart from every run for use: other keys, and its models are thrown away.
@@ -22,14 +24,14 @@ from fedsec.models.parameters import get_arrays, set_arrays, split_names
 from fedsec.plan.model import Plan
 from fedsec.privacy.auditing.canaries import OVER_CLIP, Directions, GradientCanaries, lay_out, quiet_layer
 from fedsec.privacy.dpsgd import SgdSettings, train
-from fedsec.privacy.streams import RoundStreams, derive_key, simulation_root
+from fedsec.privacy.streams import KEY_BYTES, RoundStreams, derive_key, simulation_root
 from fedsec.robust.rules import capped_weights
 from fedsec.vectors import FloatArray, Layout
 
 Flags = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Observer = Callable[[Floats], None]
-"""Given the round's updates, float64 [clients, d]: summed gradients of the round in clip norms, weighted by their steps."""
+"""Given the round's updates, float64 [clients, d]: summed gradients of the round, weighted by their steps, in the unit of one canary."""
 Progress = Callable[[str, float], None]
 
 _COINS, _DIRECTIONS, _CANDIDATES, _RECORD_COINS = 41, 42, 43, 44
@@ -129,6 +131,11 @@ class Federation:
         return cls(plan=plan, layout=layout, num_classes=data.dataset.num_classes, sites=tuple(sites), _first=first)
 
     @property
+    def canary_unit(self) -> float:
+        """Norm of one canary in the sum: the clip norm, or its whole norm if nothing clips."""
+        return self.plan.privacy.clip_norm * (1.0 if self.plan.is_private else OVER_CLIP)
+
+    @property
     def quiet(self) -> bool:
         """Whether the canaries' directions are orthogonal to all records' gradients."""
         return self.sites[0].directions.quiet is not None
@@ -186,8 +193,12 @@ class Federation:
             )
             if guests is not None:
                 updates = np.concatenate([updates, guests * np.median(np.linalg.norm(updates, axis=1))])
+            seen = updates
+            if observers and not self.quiet:
+                seen = updates.copy()
+                seen[: len(own)] -= [self._expected(worker, place, start, coins) for place in range(len(own))]
             for observe in observers:
-                observe(updates / (-self.plan.training.learning_rate * self.plan.privacy.clip_norm))
+                observe(seen / (-self.plan.training.learning_rate * self.canary_unit))
             mean = (weights / sizes) @ updates / weights.sum()
             velocity = self.plan.training.server_momentum * velocity + mean
             vector = (vector + self.plan.training.server_learning_rate * velocity).astype(np.float32).astype(np.float64)
@@ -201,22 +212,25 @@ class Federation:
         self, model: Model, place: int, start: dict[str, FloatArray], coins: Coins, noise_multiplier: float, labels: tuple[str, str]
     ) -> Floats:
         """One client's update in sum form."""
-        site, training, privacy = self.sites[place], self.plan.training, self.plan.privacy
-        set_arrays(model, start)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in start)
-        x, y = site.x, site.y
-        if len(site.candidates):
-            kept = np.ones(len(y), dtype=np.bool_)
-            kept[site.candidates] = coins.records[place]
-            x, y = x[kept], y[kept]
+        site = self.sites[place]
         planted = GradientCanaries(
             directions=site.directions,
             places=np.flatnonzero(coins.canaries[place]),
             names=tuple(name for name, _ in model.named_parameters() if name in start),
-            norm=privacy.clip_norm * (OVER_CLIP if self.plan.is_private else 1.0),
+            norm=self.plan.privacy.clip_norm * OVER_CLIP,
         )
-        settings = SgdSettings(
+        root = derive_key(simulation_root(self.plan.federation.seed), "audit", *labels, f"client-{place}")
+        return self._train(model, place, start, coins, self._settings(site, noise_multiplier), RoundStreams.derive(root), planted)
+
+    def _expected(self, model: Model, place: int, start: dict[str, FloatArray], coins: Coins) -> Floats:
+        """What the records are expected to add: every record in every step, weighted with the sample rate."""
+        settings = self._settings(self.sites[place], 0.0)
+        certain = replace(settings, sample_rate=1.0, learning_rate=settings.learning_rate * settings.sample_rate)
+        return self._train(model, place, start, coins, certain, RoundStreams.derive(bytes(KEY_BYTES)), None)
+
+    def _settings(self, site: Site, noise_multiplier: float) -> SgdSettings:
+        training, privacy = self.plan.training, self.plan.privacy
+        return SgdSettings(
             steps=training.steps,
             sample_rate=training.sample_rate,
             batch_size=site.batch_size,
@@ -227,8 +241,27 @@ class Federation:
             physical_batch_size=training.physical_batch_size,
             clipping=privacy.clipping,
         )
-        root = derive_key(simulation_root(self.plan.federation.seed), "audit", *labels, f"client-{place}")
-        train(model, x, y, settings, streams=RoundStreams.derive(root), canaries=planted)
+
+    def _train(
+        self,
+        model: Model,
+        place: int,
+        start: dict[str, FloatArray],
+        coins: Coins,
+        settings: SgdSettings,
+        streams: RoundStreams,
+        canaries: GradientCanaries | None,
+    ) -> Floats:
+        site = self.sites[place]
+        set_arrays(model, start)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in start)
+        x, y = site.x, site.y
+        if len(site.candidates):
+            kept = np.ones(len(y), dtype=np.bool_)
+            kept[site.candidates] = coins.records[place]
+            x, y = x[kept], y[kept]
+        train(model, x, y, settings, streams=streams, canaries=canaries)
         after = self.layout.flatten(get_arrays(model, start))
         return (after.astype(np.float64) - self.layout.flatten(start)) * site.batch_size
 
