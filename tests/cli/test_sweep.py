@@ -458,3 +458,45 @@ def test_other_records_have_no_common_scale(tmp_path):
     assert isinstance(done.exception, ConfigError)
     assert "about digits" in str(done.exception)
     assert "about breast-cancer: accuracies on different records have no common scale" in str(done.exception)
+
+
+def run_folder(folder, *overrides):
+    """A run's folder as ``fedsec simulate`` leaves it, as far as it is read here."""
+    from fedsec.plan.load import plan_to_toml
+    from fedsec.plan.sweep import Point
+
+    plan = load_plan(overrides=[*PEACE, *overrides])
+    folder.mkdir()
+    (folder / "plan.toml").write_text(plan_to_toml(plan))
+    result = run_of(plan, Point(epsilon=plan.privacy.epsilon, seed=1))["result"]
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+def test_runs_are_compared_with_each_other_and_what_differs_is_marked(tmp_path):
+    first, second = run_folder(tmp_path / "a", "privacy.epsilon=2"), run_folder(tmp_path / "b", "training.steps=5")
+    done = compare(first, second, "--json")
+    told = json.loads(done.stdout)
+    assert [(line["epsilon"], line["seeds"], line["half_width_95"]) for line in told["results"]] == [(2.0, 1, None), (8.0, 1, None)]
+    assert told["differs"] == {"training.steps": ["3", "5"]}
+    shown = " ".join(compare(first, second).output.split())
+    assert "training.steps: 3 | 5" in shown
+
+
+def test_the_report_of_a_simulation_is_its_table(tmp_path):
+    done = report(str(run_folder(tmp_path / "run")))
+    assert done.exit_code == 0, done.output
+    assert "overview.png" in done.output
+    assert json.loads(report(str(tmp_path / "run"), "--json").stdout)["format"] == "fedsec/result/v1"
+
+
+def test_a_grid_of_attacks_is_pointed_to_its_own_page(tmp_path):
+    (tmp_path / "attack.html").write_text("<p>a grid</p>")
+    assert "attack.html" in report(str(tmp_path)).output
+
+
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_the_other_commands_have_examples_too(command):
+    done = RUNNER.invoke(app, [command, "--help"])
+    assert done.exit_code == 0
+    assert "Examples:" in done.output

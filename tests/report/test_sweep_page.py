@@ -388,3 +388,22 @@ def test_a_full_disk_leaves_whole_rows_and_says_so(sweeps, tmp_path, monkeypatch
     monkeypatch.undo()
     assert list(folder.rows().values()) == [first]
     assert (folder.path / "rows.jsonl").read_bytes().endswith(b"\n")
+
+
+def test_only_real_pictures_of_a_sane_size_come_into_the_page(tmp_path):
+    from fedsec.report.sweep_pictures import MOST_BYTES, MOST_PICTURES, pictures_in
+
+    assert pictures_in(tmp_path) == []
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(MOST_PICTURES + 3):
+        (folder / f"b{number:02d}.png").write_bytes(b"\x89PNG\r\n\x1a\n rest")
+    (folder / "a-fake.png").write_text("<svg onload=alert(1)>")
+    (folder / "a-huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(MOST_BYTES))
+    (folder / "captions.json").write_text('{"b00": "what was sent, and what came back"}')
+    found = pictures_in(tmp_path)
+    assert {picture.name[0] for picture in found} == {"b"}
+    assert len(found) <= MOST_PICTURES
+    assert found[0].caption == "what was sent, and what came back"
+    (folder / "captions.json").write_text("[1, 2")
+    assert pictures_in(tmp_path)[0].caption == "b00"
