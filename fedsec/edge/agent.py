@@ -7,8 +7,7 @@
     flower-supernode ── agent ══ mutual TLS 1.3 ══ gateway
 
 1. One agent a home folder. It ends its children when it ends, in order on SIGTERM and SIGINT; the system kills them should it be killed.
-2. The SuperNode runs while this node may take part: it is stopped when the gateway says that the node is unauthorised, and is started
-   again once the gateway says otherwise.
+2. Flower's processes are ``agent_node``'s, the connection is ``agent_link``'s, the endpoint ``agent_proxy``'s.
 3. SIGHUP renews the certificate now.
 4. A task that ends unasked ends the agent with an error: half an agent is worse than none.
 
@@ -28,33 +27,23 @@ import socket
 import sys
 import time
 import tomllib
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
-from fedsec.edge import fleet_pb2
+from fedsec.edge.agent_channel import CallFailedError, LinkSettings, LinkState
 from fedsec.edge.agent_guard import RunGuard
-from fedsec.edge.agent_link import CallFailedError, Link, LinkSettings, LinkState
+from fedsec.edge.agent_link import Link
+from fedsec.edge.agent_node import NodeProcesses
 from fedsec.edge.agent_proxy import FleetApp
 from fedsec.edge.agent_releases import ReleaseStore
 from fedsec.edge.agent_renewal import Renewal
 from fedsec.edge.agent_settings import AgentSettings, client_home, load_agent_settings
 from fedsec.edge.agent_status import Status, utc_now
 from fedsec.edge.audit import AuditLog
-from fedsec.edge.children import Child
 from fedsec.edge.loopback import HOST, make_loopback
-from fedsec.edge.paths import DEACTIVATE_NODE
-from fedsec.edge.supernode import (
-    flower_environment,
-    forkserver_command,
-    free_port,
-    superexec_command,
-    supernode_command,
-    write_commands,
-    write_runtime,
-)
 from fedsec.errors import ConfigError, FedsecError, StorageError
 from fedsec.files import exclusive_lock
 from fedsec.identity.folder import Identity, load_identity
@@ -65,8 +54,6 @@ _logger = logging.getLogger(__name__)
 BUNDLE_EVERY_S = 60.0
 BUNDLE_RETRY_S = 5.0
 CLOCK_JUMP_S = 5.0
-READY_POLL_S = 0.1
-STOPPED_STATES = frozenset({LinkState.UNAUTHORISED, LinkState.EXPIRED})
 
 
 class _Server(uvicorn.Server):
@@ -93,9 +80,7 @@ class Agent:
         self._settings = settings
         self._status = Status(settings.status_file, AuditLog(settings.audit_file))
         self._loopback = make_loopback(settings.loopback, now=utc_now())
-        write_commands(self._loopback)
         self._stop = asyncio.Event()
-        self._changed = asyncio.Event()
         self._link = Link(LinkSettings(settings.server, settings.server_name), identity, on_state=self._on_state, clock=utc_now)
         self._releases = ReleaseStore(
             settings.releases,
@@ -114,45 +99,25 @@ class Agent:
             self._status,
             clock=utc_now,
             object_bytes=settings.object_bytes,
-            restart_node=self._restart_node,
+            restart_node=lambda: self._node.restart_supernode(),  # noqa: PLW0108 - it is made below
         )
         self._renewal = Renewal(self._link, settings.identity, self._status, clock=utc_now)
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._socket.bind((HOST, 0))
-        self._runtime_port = 0
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._forkserver, self._supernode, self._superexec = self._make_children()
+        self._node = NodeProcesses(
+            settings,
+            self._loopback,
+            self._link,
+            self._status,
+            agent_port=self._socket.getsockname()[1],
+            node_id=lambda: self._app.node_id,
+        )
         self._say_who(identity)
 
     def _say_who(self, identity: Identity) -> None:
         name = identity.name
         self._status.set(
             state=self._link.state.value, federation=name.federation, client_id=name.name, site=name.site, server=self._settings.server
-        )
-
-    def _make_children(self) -> tuple[Child, Child, Child]:
-        settings, loopback = self._settings, self._loopback
-        environment = flower_environment(os.environ, loopback, task_poll_s=settings.task_poll_s)
-
-        def child(name: str, command: Any) -> Child:
-            log = settings.logs / f"{name}.log"
-            return Child(name, command, environment=environment, log=log, cwd=loopback.folder, on_end=self._on_end)
-
-        return (
-            child("forkserver", lambda: forkserver_command(loopback, settings.preload)),
-            child("supernode", self._supernode_command),
-            child("superexec", lambda: superexec_command(loopback, runtime_port=self._runtime_port)),
-        )
-
-    def _supernode_command(self) -> list[str]:
-        """For one start: a fresh folder for Flower's apps, and a port that is free now."""
-        shutil.rmtree(self._loopback.flower_home, ignore_errors=True)
-        self._loopback.flower_home.mkdir(mode=0o700, exist_ok=True)
-        self._runtime_port = free_port()
-        write_runtime(self._loopback, self._runtime_port)
-        agent_port = self._socket.getsockname()[1]
-        return supernode_command(
-            self._loopback, agent_port=agent_port, runtime_port=self._runtime_port, settings=self._settings.client_settings
         )
 
     # --- What happens ---------------------------------------------------------------------------------------------------------------
@@ -162,29 +127,7 @@ class Agent:
             self._status.event("link", state=state.value, detail=sentence)
             self._status.set(since=utc_now().isoformat(timespec="seconds"))
         self._status.set(state=state.value, detail=sentence, clock_offset_s=round(self._link.offset_s, 1))
-        self._changed.set()
-
-    def _on_end(self, name: str, status: int) -> None:
-        """A child ended unasked."""
-        self._status.event("child-ended", child=name, status=status)
-        if name == "supernode":
-            self._spawn(self._after_supernode(), "after the SuperNode")
-
-    async def _after_supernode(self) -> None:
-        """Have the server know at once what the SuperNode cannot tell it, and SuperExec meet the new one's port."""
-        await self._superexec.stop()
-        if self._app.node_id:
-            body = fleet_pb2.DeactivateNodeRequest(node_id=self._app.node_id).SerializeToString()
-            with contextlib.suppress(CallFailedError):
-                await self._link.forward(DEACTIVATE_NODE, body, timeout_s=5.0)
-
-    def _restart_node(self) -> None:
-        self._spawn(self._supernode.restart(), "restart the SuperNode")
-
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._node.look()
 
     # --- What goes on -----------------------------------------------------------------------------------------------------------------
 
@@ -199,8 +142,6 @@ class Agent:
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._renewal.ask)
         server = self._make_server()
-        if self._settings.warm_start:
-            self._forkserver.start()
         stopping = asyncio.create_task(self._stop.wait(), name="wait for a signal")
         serving = asyncio.create_task(server.serve([self._socket]), name="serve the SuperNode")
         working = [
@@ -209,7 +150,7 @@ class Agent:
                 ("link", self._link.run()),
                 ("renewal", self._renewal.run()),
                 ("bundle", self._keep_bundle()),
-                ("node", self._keep_node()),
+                ("node", self._node.run()),
                 ("status", self._status.keep_written()),
                 ("watch", self._watch()),
             )
@@ -250,52 +191,16 @@ class Agent:
         for task in tasks:
             if task.get_name() in ("node", "watch", "bundle", "renewal"):
                 task.cancel()
-        await asyncio.gather(self._superexec.stop(), self._supernode.stop(), return_exceptions=True)
-        await self._forkserver.stop(grace_s=0.0)
+        await self._node.stop()
         server.should_exit = True
         with contextlib.suppress(TimeoutError, Exception):
             await asyncio.wait_for(serving, 3.0)
-        for task in [*tasks, *self._tasks]:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, *self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._status.set(state="stopped", node=None)
         self._status.write()
         shutil.rmtree(self._settings.loopback, ignore_errors=True)
-
-    async def _keep_node(self) -> None:
-        """Start and stop Flower's processes as the link's state says."""
-        was_connected = False
-        while True:
-            self._changed.clear()
-            state = self._link.state
-            was_connected = was_connected or state is LinkState.CONNECTED
-            if state in STOPPED_STATES:
-                was_connected = False
-                await asyncio.gather(self._superexec.stop(), self._supernode.stop())
-            elif was_connected:
-                self._supernode.start()
-                if self._superexec.pid is None and await self._runtime_answers():
-                    self._superexec.start()
-            self._status.set(
-                node={
-                    "supernode_pid": self._supernode.pid,
-                    "superexec_pid": self._superexec.pid,
-                    "forkserver_pid": self._forkserver.pid,
-                    "restarts": self._supernode.restarts + self._superexec.restarts,
-                }
-            )
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), READY_POLL_S if self._superexec.pid is None else 1.0)
-
-    async def _runtime_answers(self) -> bool:
-        if self._supernode.pid is None or not self._runtime_port:
-            return False
-        try:
-            _, writer = await asyncio.open_connection(HOST, self._runtime_port)
-        except OSError:
-            return False
-        writer.close()
-        return True
 
     async def _keep_bundle(self) -> None:
         """Fetch releases and revocation list, and judge them, so that the status says what counts."""

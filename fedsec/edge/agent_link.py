@@ -15,38 +15,29 @@ Source: design note IDENTITY; ``edge.proto`` for the statuses.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import logging
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from enum import StrEnum
-from typing import Any
 
 import grpc
 import grpc.aio
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 import fedsec
 from fedsec.edge import edge_pb2
-from fedsec.edge.edge_client import Answer, EdgeSession, FlowerHeaders, open_session
+from fedsec.edge.agent_channel import CallFailedError, Connection, FlowerSigner, LinkSettings, LinkState, reason_of, sentence_of
+from fedsec.edge.edge_client import Answer, EdgeSession, open_session
 from fedsec.edge.refusal import Reason
 from fedsec.edge.service import CLIENT_OPTIONS, EdgeStub
-from fedsec.errors import CertificateError, DecodeError, FedsecError, ProtocolError, VerificationError
+from fedsec.errors import CertificateError, DecodeError, FedsecError, VerificationError
 from fedsec.identity.enrolment import make_renewal
 from fedsec.identity.folder import Identity
 from fedsec.identity.tls import channel_credentials, channel_options
-from fedsec.signing import Signer, decode_public_key
 
 _logger = logging.getLogger(__name__)
 
-FIRST_WAIT_S = 0.25
-LONGEST_WAIT_S = 15.0
-REFUSED_WAIT_S = 60.0
 RETRY_WAIT_S = 0.5
 HELLO_TIMEOUT_S = 10.0
 CONTROL_TIMEOUT_S = 20.0
@@ -61,106 +52,6 @@ _OUTAGES_BEHIND = frozenset({Reason.NOT_REGISTERED, Reason.NO_REVOCATION_LIST, R
 
 _OTHER_SUBJECT = "Hostname Verification Check failed"
 """What gRPC says when the certificate's subject is another than the server's that was asked for."""
-
-
-class LinkState(StrEnum):
-    """How the connection stands."""
-
-    CONNECTING = "connecting"
-    CONNECTED = "connected"
-    UNAUTHORISED = "unauthorised"
-    """The gateway refuses this certificate: revoked, or not its federation's."""
-    EXPIRED = "expired"
-    """Our certificate ended, so no connection comes about."""
-    WRONG_SERVER = "wrong-server"
-    """Somebody else answers at the gateway's address."""
-
-
-class CallFailedError(ProtocolError):
-    """A call got no answer from the SuperLink.
-
-    Args:
-        status: HTTP status for the SuperNode.
-        sentence: why.
-    """
-
-    code = "call-failed"
-
-    def __init__(self, status: int, sentence: str) -> None:
-        self.status = status
-        super().__init__(sentence)
-
-
-@dataclass(frozen=True)
-class LinkSettings:
-    """Where to, and who must be there.
-
-    Attributes:
-        server: ``host:port`` of the gateway.
-        server_name: the name that its certificate must have.
-        first_wait_s: before the first new attempt.
-        longest_wait_s: between two attempts.
-        refused_wait_s: between two attempts of a node that is refused.
-    """
-
-    server: str
-    server_name: str
-    first_wait_s: float = FIRST_WAIT_S
-    longest_wait_s: float = LONGEST_WAIT_S
-    refused_wait_s: float = REFUSED_WAIT_S
-
-
-class FlowerSigner:
-    """Makes Flower's own headers with the node's key, in the gateway's time.
-
-    Args:
-        signer: of the node's key.
-    """
-
-    def __init__(self, signer: Signer) -> None:
-        key = serialization.load_pem_private_key(signer.to_pem(), password=None)
-        assert isinstance(key, ec.EllipticCurvePrivateKey)
-        self._key = key
-        self.public_key = decode_public_key(signer.public_key).public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-        self._header = base64.b64encode(self.public_key).decode("ascii")
-
-    def headers(self, now: datetime) -> FlowerHeaders:
-        """The three headers at ``now`` (aware)."""
-        timestamp = now.isoformat()
-        signature = self._key.sign(
-            timestamp.encode("ascii"), ec.ECDSA(hashes.SHA256())
-        )  # a time begins with a digit, no label of ours does
-        return FlowerHeaders(self._header, timestamp, base64.b64encode(signature).decode("ascii"))
-
-
-@dataclass(eq=False)
-class _Connection:
-    identity: Identity
-    channel: Any
-    stub: EdgeStub
-    session: EdgeSession
-    flower: FlowerSigner
-    watch: asyncio.Task[None] | None = None
-    calls: int = 0
-    idle: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def is_ready(self) -> bool:
-        """Whether the channel still is on the connection that the Hello was said on, as far as gRPC tells."""
-        return bool(self.channel.get_state() is grpc.ChannelConnectivity.READY)
-
-    @contextlib.contextmanager
-    def used(self) -> Any:
-        """One call more for the duration of the block."""
-        self.calls += 1
-        self.idle.clear()
-        try:
-            yield
-        finally:
-            self.calls -= 1
-            if not self.calls:
-                self.idle.set()
 
 
 class Link:
@@ -187,7 +78,7 @@ class Link:
         self.identity = identity
         self.state = LinkState.CONNECTING
         self.offset_s = 0.0
-        self._current: _Connection | None = None
+        self._current: Connection | None = None
         self._ready = asyncio.Event()
         self._stale = asyncio.Event()
         self._opening = asyncio.Lock()
@@ -234,12 +125,12 @@ class Link:
             return False
         return True
 
-    async def _open(self, identity: Identity, known: _Connection | None = None) -> _Connection:
+    async def _open(self, identity: Identity, known: Connection | None = None) -> Connection:
         """A session, on the channel that is there already if it is this identity's and works, else on a new one."""
         if known is not None and known.identity is identity and known.is_ready():
             with contextlib.suppress(grpc.aio.AioRpcError):
                 session = await self._hello(known.stub, identity)
-                return _Connection(identity, known.channel, known.stub, session, known.flower)
+                return Connection(identity, known.channel, known.stub, session, known.flower)
         options = [*channel_options(self._settings.server_name), *CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
         channel = grpc.aio.secure_channel(self._settings.server, channel_credentials(identity), options=options)
         stub = EdgeStub(channel)
@@ -248,7 +139,7 @@ class Link:
         except BaseException:
             await channel.close()
             raise
-        return _Connection(identity, channel, stub, session, FlowerSigner(identity.signer))
+        return Connection(identity, channel, stub, session, FlowerSigner(identity.signer))
 
     async def _hello(self, stub: EdgeStub, identity: Identity) -> EdgeSession:
         session = await open_session(
@@ -267,7 +158,7 @@ class Link:
             raise CertificateError(f"the gateway's clock is {offset} from ours; set this machine's clock, or ask the server's operator")
         return session
 
-    async def _replace(self, connection: _Connection) -> None:
+    async def _replace(self, connection: Connection) -> None:
         old, self._current = self._current, connection
         if old is not None:
             if old.watch is not None:
@@ -279,18 +170,18 @@ class Link:
         self._ready.set()
         self._change(LinkState.CONNECTED, f"connected to {self._settings.server}")
 
-    async def _watch(self, connection: _Connection) -> None:
+    async def _watch(self, connection: Connection) -> None:
         """Let go of a channel as soon as it leaves the connection that was proven."""
         while connection.is_ready():
             await connection.channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
         self._let_go(connection)
 
-    def _let_go(self, connection: _Connection) -> None:
+    def _let_go(self, connection: Connection) -> None:
         if connection is self._current:
             self._ready.clear()
             self._stale.set()
 
-    def _drain(self, connection: _Connection) -> None:
+    def _drain(self, connection: Connection) -> None:
         async def drain() -> None:
             if connection.calls:
                 with contextlib.suppress(TimeoutError):
@@ -314,7 +205,7 @@ class Link:
         await self._drop_current()
 
     def _note_failure(self, error: grpc.aio.AioRpcError) -> None:
-        sentence = _sentence(error)
+        sentence = sentence_of(error)
         if error.code() is _CODE.UNAUTHENTICATED:
             self._change(LinkState.UNAUTHORISED, sentence)
         elif self._clock() > self.identity.not_after:
@@ -372,7 +263,7 @@ class Link:
                 raise CallFailedError(503, "the gateway did not answer in time")
             await asyncio.sleep(wait_s * (0.5 + 0.5 * self._jitter()))
 
-    async def _connection(self, deadline: float) -> _Connection:
+    async def _connection(self, deadline: float) -> Connection:
         if self.state in (LinkState.UNAUTHORISED, LinkState.EXPIRED):
             raise CallFailedError(401, f"this node is {self.state.value}")
         if not self._ready.is_set() or self._current is None:
@@ -383,27 +274,27 @@ class Link:
             raise CallFailedError(status, f"no connection to the gateway ({self.state.value})")
         return self._current
 
-    def _after(self, error: grpc.aio.AioRpcError, connection: _Connection) -> float:
+    def _after(self, error: grpc.aio.AioRpcError, connection: Connection) -> float:
         """What a failed call means for the link; seconds until it may be tried again.
 
         Raises:
             CallFailedError: it may not.
         """
-        code, reason = error.code(), _reason(error)
+        code, reason = error.code(), reason_of(error)
         if code in (_CODE.PERMISSION_DENIED, _CODE.INVALID_ARGUMENT):
-            _logger.error("the gateway forbids a call: %s", _sentence(error))
-            raise CallFailedError(400, _sentence(error))
+            _logger.error("the gateway forbids a call: %s", sentence_of(error))
+            raise CallFailedError(400, sentence_of(error))
         if code is _CODE.RESOURCE_EXHAUSTED:
             if reason is Reason.SIZE or reason is None:  # None: gRPC's own limit on a message
-                raise CallFailedError(413, _sentence(error))
+                raise CallFailedError(413, sentence_of(error))
             return 2 * RETRY_WAIT_S
         if connection is not self._current:  # an old connection's trouble: the call goes on on the new one
             return 0.0
         if code is _CODE.UNAUTHENTICATED:
             self._ready.clear()
-            self._change(LinkState.UNAUTHORISED, _sentence(error))
+            self._change(LinkState.UNAUTHORISED, sentence_of(error))
             self._stale.set()
-            raise CallFailedError(401, _sentence(error))
+            raise CallFailedError(401, sentence_of(error))
         if code is _CODE.FAILED_PRECONDITION:
             self._ready.clear()
             self._stale.set()
@@ -432,7 +323,7 @@ class Link:
             with connection.used():
                 reply = await connection.stub.renew(message, timeout=CONTROL_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            raise CallFailedError(503, f"the certificate was not renewed: {_sentence(error)}") from None
+            raise CallFailedError(503, f"the certificate was not renewed: {sentence_of(error)}") from None
         return reply.certificate, reply.intermediate
 
     async def bundle(self) -> edge_pb2.BundleReply:
@@ -447,7 +338,7 @@ class Link:
                 reply: edge_pb2.BundleReply = await connection.stub.bundle(edge_pb2.BundleRequest(), timeout=CONTROL_TIMEOUT_S)
                 return reply
         except grpc.aio.AioRpcError as error:
-            raise CallFailedError(503, f"no bundle: {_sentence(error)}") from None
+            raise CallFailedError(503, f"no bundle: {sentence_of(error)}") from None
 
     async def adopt(self, identity: Identity) -> None:
         """Go on with a renewed certificate: a new connection first, then the old one ends with its last call.
@@ -460,18 +351,4 @@ class Link:
             async with self._opening:
                 await self._replace(await self._open(identity))
         except grpc.aio.AioRpcError as error:
-            raise FedsecError(f"no connection with the new certificate: {_sentence(error)}") from None
-
-
-def _reason(error: grpc.aio.AioRpcError) -> Reason | None:
-    word = (error.details() or "").partition(":")[0]
-    try:
-        return Reason(word)
-    except ValueError:
-        return None
-
-
-def _sentence(error: grpc.aio.AioRpcError) -> str:
-    """What the gateway said, cut: it goes into logs."""
-    text = (error.details() or error.code().name).replace("\n", " ")[:300]
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+            raise FedsecError(f"no connection with the new certificate: {sentence_of(error)}") from None

@@ -29,8 +29,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.message import DecodeError as ProtobufError
 
 from fedsec.edge import fleet_pb2
+from fedsec.edge.agent_channel import CallFailedError
 from fedsec.edge.agent_guard import RunGuard
-from fedsec.edge.agent_link import CallFailedError, Link
+from fedsec.edge.agent_link import Link
 from fedsec.edge.agent_status import Status
 from fedsec.edge.edge_client import Answer
 from fedsec.edge.loopback import Loopback

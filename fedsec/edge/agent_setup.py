@@ -19,7 +19,8 @@ from typing import Any
 
 import tomli_w
 
-from fedsec.edge.agent_link import Link, LinkSettings, LinkState
+from fedsec.edge.agent_channel import LinkSettings, LinkState
+from fedsec.edge.agent_link import Link
 from fedsec.edge.agent_releases import begin_floor
 from fedsec.edge.agent_settings import SETTINGS_FILE, load_agent_settings, read_agent_settings
 from fedsec.edge.agent_status import read_status, utc_now

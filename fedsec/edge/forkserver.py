@@ -13,13 +13,11 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import importlib.metadata
 import json
 import os
-import random
 import re
 import selectors
 import signal
@@ -34,16 +32,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fedsec.edge.forked import ENTRY_POINT, live
 from fedsec.edge.shim import REFUSED, RUNTIME_FILE, SOCKET
 
-ENTRY_POINT = "flwr-clientapp"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 READ_TIMEOUT_S = 5.0
 GRACE_S = 5.0
 """How long a copy whose caller is gone may take to end."""
 
-_PR_SET_PDEATHSIG = 1
 _OPTIONS = {"--runtime-api-address", "--root-certificates", "--token", "--parent-pid"}
 _TOKEN = re.compile(r"[0-9A-Za-z_-]{8,256}", re.ASCII)
 _PID = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
@@ -129,7 +126,7 @@ class ForkServer:
             foreign = [self._listener.fileno(), caller.fileno(), self._selector.fileno()]
             for copy in self._copies.values():
                 foreign += [copy.pidfd, copy.caller.fileno()]
-            _live(self._run, arguments, descriptors, foreign, parent, entropy)
+            live(self._run, arguments, descriptors, foreign, parent, entropy)
         return pid
 
     def _reap(self, copy: _Copy) -> None:
@@ -213,76 +210,6 @@ def _build_from(folder: Path) -> Callable[[list[str]], list[str]]:
         return build_arguments(given, address=runtime["address"], root_certificates=runtime["root_certificates"])
 
     return build
-
-
-# --- The copy's side ------------------------------------------------------------------------------------------------------------
-
-
-def _live(
-    run: Callable[[], Any], arguments: list[str], streams: Sequence[int], foreign: Sequence[int], parent: int, entropy: bytes
-) -> NoReturn:  # fmt: skip
-    """The whole life of a copy; ends with ``os._exit``, so nothing that the parent registered runs twice."""
-    code = 1
-    try:
-        _detach(streams, foreign, parent)
-        _seed_generators(entropy)
-        sys.argv = [ENTRY_POINT, *arguments]
-        code = _exit_code(run)
-        for thread in threading.enumerate():
-            if thread is not threading.current_thread() and not thread.daemon:
-                thread.join()
-    except BaseException:  # noqa: BLE001 - the last chance to say anything
-        with contextlib.suppress(OSError, ValueError):
-            traceback.print_exc()
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                stream.flush()
-        os._exit(code)
-
-
-def _exit_code(run: Callable[[], Any]) -> int:
-    """Run, and say what Python itself would exit with."""
-    try:
-        run()
-    except SystemExit as end:
-        if end.code is None or isinstance(end.code, int):
-            return (end.code or 0) & 0xFF
-        print(end.code, file=sys.stderr)  # noqa: T201 - as Python does
-        return 1
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-    return 0
-
-
-def _detach(streams: Sequence[int], foreign: Sequence[int], parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-    for descriptor in foreign:
-        os.close(descriptor)
-    os.setsid()
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for target, stream in enumerate((nothing, *streams)):
-        os.dup2(stream, target)
-    for stream in {nothing, *streams} - {0, 1, 2}:
-        os.close(stream)
-    os.umask(0o077)
-
-
-def _seed_generators(entropy: bytes) -> None:
-    """Global generators are copied by a fork: without this all copies draw the same numbers."""
-    random.seed(entropy)
-    if (numpy := sys.modules.get("numpy")) is not None:
-        numpy.random.seed([int.from_bytes(entropy[at : at + 4], "little") for at in (0, 4, 8, 12)])
-    if (torch := sys.modules.get("torch")) is not None:
-        torch.manual_seed(int.from_bytes(entropy[16:24], "little"))
 
 
 # --- Start ------------------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from gateway_lab import FakeSuperLink, Lab, free_port, now, until
 
 from fedsec.edge import fleet_pb2, paths
-from fedsec.edge.agent_link import CallFailedError, Link, LinkSettings, LinkState
+from fedsec.edge.agent_channel import CallFailedError, LinkSettings, LinkState
+from fedsec.edge.agent_link import Link
 from fedsec.edge.edge_pb2 import HelloReply, HelloRequest
 from fedsec.edge.service import SERVICE
 from fedsec.edge.signing import sign_hello

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 import fedsec.edge.agent_proxy as proxy_module
 from fedsec.edge import fleet_pb2, paths
-from fedsec.edge.agent_link import CallFailedError
+from fedsec.edge.agent_channel import CallFailedError
 from fedsec.edge.agent_proxy import FleetApp
 from fedsec.edge.agent_status import Status, read_status
 from fedsec.edge.audit import AuditLog

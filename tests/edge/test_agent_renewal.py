@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from fedsec.edge.agent_link import CallFailedError
+from fedsec.edge.agent_channel import CallFailedError
 from fedsec.edge.agent_renewal import Renewal, renewal_time
 from fedsec.edge.agent_status import Status
 from fedsec.edge.audit import AuditLog
