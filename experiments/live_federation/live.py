@@ -239,7 +239,7 @@ class LiveFederation:
         """SIGKILL for one process; its pid.
 
         Args:
-            part: ``gateway``, ``superlink``, ``agent`` or ``supernode``.
+            part: ``gateway``, ``superlink``, ``serverapp``, ``agent`` or ``supernode``.
             name: of the client, for the last two.
 
         Raises:
@@ -252,14 +252,27 @@ class LiveFederation:
         return pid
 
     def _pid(self, part: str, name: str) -> int | None:
-        if part in ("gateway", "superlink"):
+        if part in ("gateway", "superlink", "superexec"):
             facts = json.loads((self.server / "superlink" / "processes.json").read_text())
             pid: int | None = facts["processes"][part]["pid"]
             return pid
+        if part == "serverapp":
+            return child_named("flwr-serverapp", self._pid("superexec", name))
         if part == "agent":
             return self.processes.running[name].pid
         found: int | None = (self.status(name).get("node") or {}).get("supernode_pid")
         return found
+
+
+def child_named(word: str, parent: int | None) -> int | None:
+    """Pid of a process below ``parent`` whose command line has this word; Linux."""
+    from fedsec.flower.leftovers import descendants
+
+    for pid, _ in descendants(parent) if parent else ():
+        with contextlib.suppress(OSError):
+            if word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
+    return None
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ CA, server host (SuperLink, SuperExec, gateway) and six agents (SuperNode, Super
 administrator approves the code; ``examples/live.toml`` runs; one client is revoked between rounds and is gone from then on. The same plan is simulated, and the
 two accuracies are compared: the noise differs (the operating system's here, the plan's seed there), so they agree up to its spread.
 
-``--kill PART`` kills the gateway, the SuperLink, an agent or a SuperNode with SIGKILL in the second round.
+``--kill PART`` kills the gateway, the SuperLink, the ServerApp's process, an agent or a SuperNode with SIGKILL in the second round.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def facts_of(story: Story, live: dict[str, Any], simulated: dict[str, Any]) -> d
         "randomness": live["randomness"],
         "seconds_a_round": [round(row["seconds"], 1) for row in live["rows"]],
         "stage_ms": live["rows"][0]["secagg"]["stage_ms"],
-        "killed": story.kill,
+        "killed": story.kills,
         "resumes": story.resumes,
         "gone": gone_in(live),
         "valid": [f"{row['num_valid']}/{row['num_selected']}" for row in live["rows"]],
@@ -86,7 +86,12 @@ def main() -> int:
         print(f"simulated: accuracy {simulated['accuracy']:.3f}", flush=True)
         with live_federation(root, given.clients, keep=given.folder is not None) as federation:
             print("up: " + ", ".join(f"{what} {seconds} s" for what, seconds in federation.seconds.items()), flush=True)
-            story = Story(federation=federation, plan=str(given.plan), kill=given.kill, revoke_after=0 if given.no_revoke else 3)
+            story = Story(
+                federation=federation,
+                plan=str(given.plan),
+                kills={given.kill: 2} if given.kill else {},
+                revoke_after=0 if given.no_revoke else 3,
+            )
             live = story.play()
             revoked = "" if given.no_revoke else federation.names[-1]
             facts = facts_of(story, live, simulated)

@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.live_federation.live import LiveError, LiveFederation
 
-PARTS = ("gateway", "superlink", "agent", "supernode")
+PARTS = ("gateway", "superlink", "serverapp", "agent", "supernode")
 AGENT_BACK_S = 5.0
 """A killed agent is started again after that long, as its systemd unit would."""
 
@@ -23,7 +23,7 @@ class Story:
     Attributes:
         federation: up.
         plan: path.
-        kill: part to kill once the first round is done, while the second goes on; empty: none.
+        kills: part → round in which it is killed with SIGKILL.
         revoke_after: client revoked after that round; 0: none.
         timeout_s: for all of it.
         quiet: print nothing.
@@ -33,7 +33,7 @@ class Story:
 
     federation: LiveFederation
     plan: str
-    kill: str = ""
+    kills: dict[str, int] = field(default_factory=dict)
     revoke_after: int = 0
     timeout_s: float = 900.0
     quiet: bool = False
@@ -47,7 +47,7 @@ class Story:
             LiveError: the run failed twice, or took too long.
         """
         self._started = time.monotonic()
-        self._todo = {"kill": bool(self.kill), "revoke": bool(self.revoke_after)}
+        self._to_kill, self._to_revoke = dict(self.kills), bool(self.revoke_after)
         code, out, err = self._follow(self.plan, "--follow", "--json")
         if code:
             self.say(f"the run ended with {code}: {err.strip().splitlines()[-1] if err.strip() else 'no word'}")
@@ -90,19 +90,23 @@ class Story:
 
     def _let_happen(self) -> None:
         done = len({event["row"]["server_round"] for event in self.federation.events("round")})
-        if self._todo["kill"] and done >= 1 and self._is_in_round(2):
-            self._todo["kill"] = False
-            self.say(f"killed the {self.kill}, pid {self.federation.kill(self.kill)}")
-            if self.kill == "agent":
-                time.sleep(AGENT_BACK_S)
-                name = self.federation.names[-1]
-                self.federation.processes.end(name)
-                self.federation.start_client(name)
-                self.say(f"started the agent of {name} again")
-        if self._todo["revoke"] and done >= self.revoke_after:
-            self._todo["revoke"] = False
+        for part, number in list(self._to_kill.items()):
+            if done == number - 1 and self._is_in_round(number):
+                del self._to_kill[part]
+                self._kill(part)
+        if self._to_revoke and done >= self.revoke_after:
+            self._to_revoke = False
             self.federation.revoke(self.federation.names[-1])
             self.say(f"revoked {self.federation.names[-1]} after round {done}")
+
+    def _kill(self, part: str) -> None:
+        self.say(f"killed the {part}, pid {self.federation.kill(part)}")
+        if part == "agent":
+            time.sleep(AGENT_BACK_S)
+            name = self.federation.names[-1]
+            self.federation.processes.end(name)
+            self.federation.start_client(name)
+            self.say(f"started the agent of {name} again")
 
     def _is_in_round(self, number: int) -> bool:
         """Whether the server asks for something in that round: killed between two rounds, a part would hardly be missed."""
