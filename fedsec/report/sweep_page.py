@@ -85,7 +85,15 @@ def _context(summary: SweepSummary, audits: SweepAudits, recommendation: Recomme
         "plots": {name: Markup(plot.svg) for name, plot in facts.plots.items()},  # noqa: S704 - drawn here, labels escaped by matplotlib
         "frontier": [line for series in summary.series for line in _frontier(summary, series)],
         "several_series": len(summary.series) > 1,
-        "majority": with_interval(summary.majority) if summary.majority else "",
+        "baselines": [
+            (name, text.percent(figure.mean), _links(figure.digests))
+            for name, figure in (
+                ("commonest class of each site" if summary.is_personal else "commonest class", summary.majority),
+                ("each site alone", summary.alone),
+            )
+            if figure is not None
+        ],
+        "central": any("central" in p.what for p in published(plan.data.name)),
         "literature": [
             {"what": p.what, "epsilon": f"{p.epsilon:g}", "delta": f"{p.delta:g}", "accuracy": text.percent(p.accuracy), "source": p.source}
             for p in published(plan.data.name)

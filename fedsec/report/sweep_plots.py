@@ -43,7 +43,15 @@ def plot_frontier(summary: SweepSummary, literature: Sequence[Published], folder
                 color=figures.GREY,
                 linewidth=1.4,
                 linestyle=(0, (1, 1.5)),
-                label=f"commonest class {text.percent(summary.majority.mean)}",
+                label=f"commonest class {'of each site ' if summary.is_personal else ''}{text.percent(summary.majority.mean)}",
+            )
+        if summary.alone is not None:
+            axes.axhline(
+                summary.alone.mean,
+                color=SERIES[5],
+                linewidth=1.4,
+                linestyle=(0, (3, 1.5, 1, 1.5)),
+                label=f"each site alone {text.percent(summary.alone.mean)}",
             )
         for place, (source, points) in enumerate(_by_source(literature).items()):
             axes.scatter(
@@ -117,6 +125,8 @@ def _frontier_lines(summary: SweepSummary, shown: Sequence[Series], literature: 
                 yield series_name(series), epsilon, figure.mean, figure.half_width, len(figure.values), digests_of(figure)
     if summary.majority is not None:
         yield "commonest class", None, summary.majority.mean, None, len(summary.majority.values), digests_of(summary.majority)
+    if summary.alone is not None:
+        yield "each site alone", None, summary.alone.mean, None, len(summary.alone.values), digests_of(summary.alone)
     for point in literature:
         yield f"{point.source}: {point.what}", point.epsilon, point.accuracy, None, None, ""
 

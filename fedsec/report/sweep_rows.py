@@ -35,6 +35,8 @@ class SiteRow:
         test: its test records.
         accuracy: share of them that the shared model gets right.
         personal: the same with the site's own parameters; None where there are none.
+        majority: of always naming the commonest class of the site's own training records.
+        local: of a model that the site fits to its own records alone, without privacy and without sending anything; None where not measured.
     """
 
     name: str
@@ -42,9 +44,11 @@ class SiteRow:
     test: int
     accuracy: float
     personal: float | None
+    majority: float
+    local: float | None = None
 
     def __post_init__(self) -> None:
-        check_shares("accuracy", self.accuracy, self.personal)
+        check_shares("accuracy", self.accuracy, self.personal, self.majority, self.local)
         check_counts(train=self.train, test=self.test)
 
     def to_json(self) -> dict[str, Any]:
@@ -276,7 +280,15 @@ def _read_object(value: Any, what: str) -> dict[str, Any]:
     return value
 
 
-_SITE: Table = {"name": TEXT, "train": INTEGER, "test": INTEGER, "accuracy": NUMBER, "personal": NUMBER_OR_NONE}
+_SITE: Table = {
+    "name": TEXT,
+    "train": INTEGER,
+    "test": INTEGER,
+    "accuracy": NUMBER,
+    "personal": NUMBER_OR_NONE,
+    "majority": NUMBER,
+    "local": NUMBER_OR_NONE,
+}
 
 _UTILITY: Table = {
     "key": TEXT,

@@ -169,11 +169,26 @@ class SweepSummary:
 
     @property
     def majority(self) -> Figure | None:
-        """Always naming the commonest class, over the main rows."""
-        rows = [row for row in self.at(self.main, None) if row.majority_accuracy is not None]
-        by_seed = {row.seed: row for row in rows}
-        values = tuple(row.majority_accuracy for row in by_seed.values() if row.majority_accuracy is not None)
-        return Figure(values=values, rows=tuple(by_seed.values())) if values else None
+        """Always naming the commonest class; where sites have their own parameters, each its own commonest, on average over the sites."""
+        if self.is_personal:
+            return self._baseline(lambda row: statistics.fmean(site.majority for site in row.sites))
+        return self._baseline(lambda row: row.majority_accuracy)
+
+    @property
+    def alone(self) -> Figure | None:
+        """Each site with a model of its own records alone, on average over the sites; None where it was not measured."""
+
+        def read(row: UtilityRow) -> float | None:
+            known = [site.local for site in row.sites if site.local is not None]
+            return statistics.fmean(known) if known and len(known) == len(row.sites) else None
+
+        return self._baseline(read)
+
+    def _baseline(self, read: Read) -> Figure | None:
+        """A figure that no training moves: one value a seed."""
+        by_seed = {row.seed: (value, row) for row in self.at(self.main, None) if (value := read(row)) is not None}
+        found = list(by_seed.values())
+        return Figure(values=tuple(value for value, _ in found), rows=tuple(row for _, row in found)) if found else None
 
     def classes(self) -> list[Slice]:
         """One slice a class."""

@@ -19,7 +19,7 @@ from fedsec.report.attack_words import listed
 from fedsec.report.intervals import FEWEST
 from fedsec.report.sweep_audit import SweepAudits
 from fedsec.report.sweep_summary import Figure, SweepSummary
-from fedsec.report.sweep_verdict import Recommendation, best_guess, points, worst_slice
+from fedsec.report.sweep_verdict import MOST_COST, Recommendation, best_guess, points, worst_slice
 
 FRONTIER, CLASSES, SITES, AUDITS, RULES, SETTINGS = "frontier", "classes", "sites", "audits", "rules", "settings"
 """Anchors of the page's tables."""
@@ -143,7 +143,10 @@ def _cost(summary: SweepSummary) -> Said:
     parts.append(
         f"{'with privacy in' if parts else 'The model is right in'} {listed([f'{with_interval(figure)} at ε = {epsilon:g}' for epsilon, figure in found])}"
     )
-    floor = f" Always naming the commonest answer is right in {text.percent(majority.mean)}." if majority else ""
+    own = " of each site" if summary.is_personal else ""
+    floor = f" Always naming the commonest answer{own} is right in {text.percent(majority.mean)}." if majority else ""
+    if (alone := summary.alone) is not None:
+        floor += f" Each site alone, with a model of its own records, no privacy and nothing sent, reaches {text.percent(alone.mean)} on average."
     shown = [figure for _, figure in found] + ([reference] if reference is not None else [])
     return Said(head="What it costs", words=f"{'; '.join(parts)}.{floor} {_how_sure(summary)}", source=FRONTIER, digests=_rows(shown))
 
@@ -245,6 +248,8 @@ def _recommended(summary: SweepSummary, recommendation: Recommendation) -> Said:
     audit = "" if audited else " It has not been audited."
     cost = f"it costs {points(chosen.price.mean)}{_spread(chosen.price)} of accuracy" if chosen.price is not None else ""
     delta = next((row.delta for row in summary.at(summary.main, chosen.epsilon) if row.delta is not None), 0.0)
+    if chosen.price is not None and chosen.price.half_width is not None and chosen.price.mean + chosen.price.half_width > MOST_COST:
+        cost += f", and these seeds do not rule out {points(chosen.price.mean + chosen.price.half_width)}"
     weak = " On paper this is a weak promise: see what ε means above." if best_guess(chosen.epsilon, delta) > 0.99 else ""
     return Said(
         head="What we recommend",

@@ -96,7 +96,7 @@ def run_of(plan, point):
         guarantee="said",
         versions={"python": "3"},
     )
-    sites = [{"name": "client 1", "train": 30, "test": 10, "accuracy": accuracy, "personal": None}]
+    sites = [{"name": "client 1", "train": 30, "test": 10, "accuracy": accuracy, "personal": None, "majority": 0.5, "local": None}]
     return {"result": result.to_json(), "measured": {"sites": sites, "class_tests": [5, 5], "data_fingerprint": "cd" * 32}}
 
 

@@ -157,7 +157,14 @@ class SweepMaker:
             "recall": (accuracy, accuracy - 0.03, accuracy - (0.15 if private else 0.02)),
             "class_tests": (120, 120, 119),
             "sites": tuple(
-                SiteRow(name=f"client {i + 1}", train=30 + 7 * i + point.seed, test=18, accuracy=accuracy - 0.01 * i, personal=None)
+                SiteRow(
+                    name=f"client {i + 1}",
+                    train=30 + 7 * i + point.seed,
+                    test=18,
+                    accuracy=accuracy - 0.01 * i,
+                    personal=None,
+                    majority=0.2,
+                )
                 for i in range(8)
             ),
             "epsilon": point.epsilon * 0.999,

@@ -248,8 +248,18 @@ def test_hospitals_are_the_same_in_every_seed_and_stand_by_name(sweeps):
 def test_personal_parameters_make_the_mean_of_the_sites_the_figure_of_merit(sweeps):
     grid = sweeps.grid()
     rows = [replace(row, sites=tuple(replace(site, personal=0.5) for site in row.sites)) for row in sweeps.rows(grid)]
-    _, _, summary = page_of(sweeps, grid, rows)
+    html, _, summary = page_of(sweeps, grid, rows)
     assert summary.figure(summary.main, 8.0).mean == 0.5
+    assert summary.majority.mean == pytest.approx(0.2)
+    assert "commonest class of each site" in html
+
+
+def test_what_each_site_reaches_alone_stands_beside_the_federation(sweeps):
+    grid = sweeps.grid()
+    rows = [replace(row, sites=tuple(replace(site, local=0.83) for site in row.sites)) for row in sweeps.rows(grid)]
+    words = words_of(page_of(sweeps, grid, rows)[0])
+    assert "Each site alone, with a model of its own records, no privacy and nothing sent, reaches 83.0% on average." in words
+    assert "each site alone" not in page_of(sweeps, grid, sweeps.rows(grid))[0]
 
 
 # --- Hostile words, and the page itself -----------------------------------------------------------------------------------------
