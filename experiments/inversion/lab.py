@@ -126,9 +126,9 @@ def with_prior(scene: Scene, seen: Arrays, *, noise: float, label: int | None = 
     mean = np.append(scene.prior.mean, 1.0)
     rows = np.concatenate([seen["weight"], seen["bias"][:, None]], axis=1)
     along = []
-    for label in range(CLASSES):
+    for row in range(CLASSES):
         direction = np.full(CLASSES, 1.0 / CLASSES)
-        direction[label] -= 1.0
+        direction[row] -= 1.0
         along.append(direction / np.linalg.norm(direction) @ rows)
     if label is None:
         label = int(np.argmax([values @ mean for values in along]))

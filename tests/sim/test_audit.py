@@ -13,8 +13,9 @@ from fedsec.plan.load import load_plan
 from fedsec.privacy.auditing.results import AuditReport
 from fedsec.privacy.dpsgd import SgdSettings
 from fedsec.privacy.streams import RoundStreams, derive_key, simulation_root
-from fedsec.sim.audit import audit, audit_clients, audit_controls, audit_plan
-from fedsec.sim.audit.federation import Coins, Federation
+from fedsec.sim.audit import audit_clients, audit_controls, audit_plan, judging
+from fedsec.sim.audit.federation import Federation
+from fedsec.sim.audit.sites import Coins
 
 SMALL = ("federation.num_clients=4", "federation.rounds=8", "training.steps=2", "privacy.clipping=bookkeeping", "secagg.num_corrupt=1")
 CLEAR = (*SMALL, "secagg.enabled=false", "robust.rule=mean", "attack.name=none")
@@ -76,7 +77,7 @@ def test_every_control_is_caught_and_the_plan_is_not_refuted():
 
 def test_an_accountant_that_understates_is_refuted_loudly(monkeypatch):
     """The plan spends what epsilon = 100 allows, and the accountant is made to say 0.5."""
-    monkeypatch.setattr(audit, "epsilon_prv", lambda *_: 0.5)
+    monkeypatch.setattr(judging, "epsilon_prv", lambda *_: 0.5)
     plan = load_plan(None, overrides=(*CLEAR, "privacy.epsilon=100.0"))
     report = audit_plan(plan, 1, kinds=("one-run",), controls=(), canaries=400)
     assert report.refuted

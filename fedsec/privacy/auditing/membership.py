@@ -16,7 +16,7 @@ import numpy.typing as npt
 from fedsec.privacy.auditing.results import Estimate, Membership
 
 RESAMPLES = 400
-ROC_POINTS = 120
+ROC_POINTS = 60
 """Most points that are kept for drawing."""
 
 _LOW_RATES = (0.01, 0.001)

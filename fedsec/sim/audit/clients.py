@@ -21,8 +21,9 @@ from fedsec.privacy.auditing.membership import membership_of
 from fedsec.privacy.auditing.one_run import CONFIDENCE, count_correct, epsilon_lower_bound, number_of_guesses, perfect_bound
 from fedsec.privacy.auditing.results import AuditResult, PrivacyPoint
 from fedsec.privacy.auditing.scores import CanaryScores
-from fedsec.sim.audit.federation import Coins, Federation, Floats, Progress
+from fedsec.sim.audit.federation import Federation, Floats, Progress
 from fedsec.sim.audit.noise import noise_multiplier_of
+from fedsec.sim.audit.sites import Coins
 from fedsec.vectors import FloatArray
 
 CANARY_CLIENTS = 200

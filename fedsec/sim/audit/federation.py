@@ -17,65 +17,23 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from fedsec.data.federated import FederatedData, federated_data
-from fedsec.data.sizes import simulated_batch_size
+from fedsec.data.federated import federated_data
 from fedsec.models.factory import Model, build_model
 from fedsec.models.parameters import get_arrays, set_arrays, split_names
 from fedsec.plan.model import Plan
-from fedsec.privacy.auditing.canaries import OVER_CLIP, Directions, GradientCanaries, lay_out, quiet_layer
+from fedsec.privacy.auditing.canaries import OVER_CLIP, GradientCanaries, lay_out, quiet_layer
 from fedsec.privacy.dpsgd import SgdSettings, train
 from fedsec.privacy.streams import KEY_BYTES, RoundStreams, derive_key, simulation_root
 from fedsec.robust.rules import capped_weights
+from fedsec.sim.audit.sites import Coins, Site, lay_out_site
 from fedsec.vectors import FloatArray, Layout
 
-Flags = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Observer = Callable[[Floats], None]
 """Given the round's updates, float64 [clients, d]: summed gradients of the round, weighted by their steps, in the unit of one canary."""
 Progress = Callable[[str, float], None]
 
-_COINS, _DIRECTIONS, _CANDIDATES, _RECORD_COINS = 41, 42, 43, 44
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Site:
-    """One client: its records, which of them are in question, and its canaries.
-
-    Attributes:
-        x: float32 [n, *shape].
-        y: int64 [n].
-        batch_size: declared.
-        candidates: indices of the records in question.
-        directions: of all its canaries, in or out.
-    """
-
-    x: npt.NDArray[np.float32]
-    y: npt.NDArray[np.int64]
-    batch_size: int
-    candidates: npt.NDArray[np.int64]
-    directions: Directions
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Coins:
-    """Who is in: bool [m] per client, for its canaries and for its candidate records."""
-
-    canaries: tuple[Flags, ...]
-    records: tuple[Flags, ...]
-
-    def without_canaries(self) -> Coins:
-        """The same records, and no canary."""
-        return replace(self, canaries=tuple(np.zeros_like(flags) for flags in self.canaries))
-
-    @classmethod
-    def toss(cls, sites: Sequence[Site], seed: int, *labels: int) -> Coins:
-        """Fair and independent coins."""
-        canaries = np.random.default_rng([seed, _COINS, *labels])
-        records = np.random.default_rng([seed, _RECORD_COINS, *labels])
-        return cls(
-            canaries=tuple(canaries.random(len(site.directions)) < 0.5 for site in sites),
-            records=tuple(records.random(len(site.candidates)) < 0.5 for site in sites),
-        )
+_DIRECTIONS = 42
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -125,7 +83,7 @@ class Federation:
             generator=np.random.default_rng([plan.federation.seed, _DIRECTIONS]),
         )
         sites = [
-            _site(plan, data, place, directions[place], candidates=-(-candidates // plan.federation.num_clients), most=most_records)
+            lay_out_site(plan, data, place, directions[place], candidates=-(-candidates // plan.federation.num_clients), most=most_records)
             for place in range(plan.federation.num_clients)
         ]
         return cls(plan=plan, layout=layout, num_classes=data.dataset.num_classes, sites=tuple(sites), _first=first)
@@ -264,15 +222,3 @@ class Federation:
         train(model, x, y, settings, streams=streams, canaries=canaries)
         after = self.layout.flatten(get_arrays(model, start))
         return (after.astype(np.float64) - self.layout.flatten(start)) * site.batch_size
-
-
-def _site(plan: Plan, data: FederatedData, place: int, directions: Directions, *, candidates: int, most: int | None) -> Site:
-    x, y = data.client_arrays(place)
-    generator = np.random.default_rng([plan.federation.seed, _CANDIDATES, place])
-    batch_size = simulated_batch_size(plan, data, place)
-    if most is not None and len(y) > most:
-        chosen = np.sort(generator.permutation(len(y))[:most])
-        batch_size = max(1, round(batch_size * most / len(y)))
-        x, y = x[chosen], y[chosen]
-    asked = np.sort(generator.permutation(len(y))[: min(candidates, len(y) // 2)]).astype(np.int64)
-    return Site(x=x, y=y, batch_size=batch_size, candidates=asked, directions=directions)

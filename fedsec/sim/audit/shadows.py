@@ -6,7 +6,8 @@ import numpy as np
 
 from fedsec.privacy.auditing.confidence import true_class_log_probabilities
 from fedsec.privacy.auditing.lira import lira_scores, log_odds
-from fedsec.sim.audit.federation import Coins, Federation, Floats, Progress
+from fedsec.sim.audit.federation import Federation, Floats, Progress
+from fedsec.sim.audit.sites import Coins
 from fedsec.vectors import FloatArray
 
 SHADOW_MODELS = 16
