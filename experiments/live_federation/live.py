@@ -26,15 +26,6 @@ ADMIN = "ada"
 READY_S = 120.0
 
 
-ENROL_ADMIN = """
-import sys
-from pathlib import Path
-from fedsec.edge.enrolment_client import enrol_folder
-enrol_folder(Path(sys.argv[1]), Path(sys.argv[2]).read_text())
-"""
-"""The key and certificate of an administrator: there is no command for it."""
-
-
 def copy_code(folder: Path) -> Path:
     """The code as it is now, to run and approve: what is edited meanwhile changes nothing."""
     for part in ("fedsec", "server", "client", "experiments/live_federation", "examples"):
@@ -161,22 +152,11 @@ class LiveFederation:
 
     def release(self) -> None:
         """An administrator approves the code."""
-        self.python(ENROL_ADMIN, str(self.root / "admin"), str(self.token("--admin", ADMIN)))
+        self.fedsec("release", "enroll", str(self.root / "admin"), "--token-file", str(self.token("--admin", ADMIN)))
         file = self.root / "release-1.json"
         self.fedsec("release", "build", "--federation", FEDERATION, "--version", "1", "--out", str(file))
         self.fedsec("release", "sign", str(file), "--identity", str(self.root / "admin"), "--yes")
         shutil.copy(file, self.server / "releases")
-
-    def python(self, text: str, *arguments: str) -> str:
-        """Run a few lines with the copied code."""
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", text, *arguments], check=False, capture_output=True, text=True, env=self.environment
-        )
-        if done.returncode:
-            raise LiveError(done.stderr)
-        return done.stdout
-
-    # --- Looking --------------------------------------------------------------------------------------------------------------------
 
     def online(self) -> list[str]:
         """Clients whose agents say that they are connected and whose SuperNode runs."""

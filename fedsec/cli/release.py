@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Releases of approved code: build, sign, show, verify. Sites run nothing else.",
-    epilog="Examples:  fedsec release build --federation hearts.example --version 1  ·  fedsec release sign release-1.json --identity ada  ·  "
+    help="Releases of approved code: enroll, build, sign, show, verify. Sites run nothing else.",
+    epilog="Examples:  fedsec release enroll ada --token-file token.txt  ·  fedsec release build --federation hearts.example --version 1  ·  fedsec release sign release-1.json --identity ada  ·  "
     "fedsec release show release-1.json",
 )
 
@@ -55,6 +55,48 @@ def build(
     print(
         json.dumps(facts) if as_json else f"{_words(made)}\nwritten to {target}, the FAB to {fab_path}; next: fedsec release sign {target}"
     )
+
+
+@app.command(
+    epilog="Examples:  fedsec release enroll ada --token-file token.txt  ·  fedsec release enroll ada --token-file - --ca ca.hearts.example:9444"
+)
+def enroll(
+    folder: Path = typer.Argument(help="New folder for the administrator's key and certificate."),
+    token_file: Path = typer.Option(
+        ..., "--token-file", help="File with the token of `fedsec ca token --admin NAME`; - reads standard input."
+    ),
+    ca: str | None = typer.Option(None, "--ca", help="host:port of the CA's service. Default: what the token says.", show_default=False),
+    as_json: bool = JSON,
+) -> None:
+    """Become an administrator, who approves releases: make a key, get a certificate of twelve hours. Enrol again with a new token after that."""
+    from fedsec.edge.enrolment_client import enrol_folder
+    from fedsec.errors import CertificateError
+    from fedsec.identity.names import Role
+    from fedsec.identity.tokens import read_token
+
+    text = _token_text(token_file)
+    claims = read_token(text)
+    if claims.role is not Role.ADMIN:
+        raise CertificateError(f"the token is for {claims.uri}, no administrator; ask for one made with --admin")
+    identity = enrol_folder(folder, text, address=ca)
+    facts = {"uri": identity.name.uri, "serial_number": f"{identity.serial_number:X}", "not_after": identity.not_after.isoformat()}
+    words = (
+        f"enrolled as {identity.name.uri} until {identity.not_after:%Y-%m-%d %H:%M} UTC; next: fedsec release sign FILE --identity {folder}"
+    )
+    print(json.dumps(facts) if as_json else words)
+
+
+def _token_text(path: Path) -> str:
+    import sys
+
+    from fedsec.errors import ConfigError
+
+    if str(path) == "-":
+        return sys.stdin.read(4096).strip()
+    try:
+        return path.read_text(encoding="ascii")[:4096].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the token cannot be read: {error}", file=str(path), mend="name the file that `fedsec ca token` wrote") from None
 
 
 @app.command(

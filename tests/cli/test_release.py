@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedsec.cli.main import app
-from fedsec.errors import AdmissionError, CertificateError, ConfigError, DecodeError, StorageError
+from fedsec.errors import AdmissionError, CertificateError, ConfigError, DecodeError, FedsecError, StorageError
 from fedsec.identity.ca import CertificateAuthority
 from fedsec.identity.folder import create_identity
 from fedsec.identity.revocation import Revocation, make_crl
@@ -147,7 +147,7 @@ def broken(folder):
     return target
 
 
-@pytest.mark.parametrize("command", [["release", name] for name in ("build", "sign", "show", "verify")] + [["client", name] for name in ("init", "enroll", "up", "renew", "status", "reset-floor")])  # fmt: skip
+@pytest.mark.parametrize("command", [["release", name] for name in ("enroll", "build", "sign", "show", "verify")] + [["client", name] for name in ("init", "enroll", "up", "renew", "status", "reset-floor")])  # fmt: skip
 def test_every_help_page_has_examples(command):
     page = RUNNER.invoke(app, [*command, "--help"])
     assert page.exit_code == 0
@@ -160,3 +160,13 @@ def test_help_loads_nothing_heavy():
     code = "import sys; sys.argv=['fedsec','client','--help']\nfrom fedsec.cli.main import run\ntry: run()\nexcept SystemExit: pass\nprint(sorted(m for m in ('torch','flwr','numpy','grpc','uvicorn','cryptography') if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=Path(__file__).parent.parent.parent)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("token", ["", "not a token", "fedsec1.e30.AAAA"])
+def test_what_is_no_token_makes_no_administrator(tmp_path, token):
+    (tmp_path / "token").write_text(token)
+    with pytest.raises(FedsecError):
+        invoke("enroll", tmp_path / "ada", "--token-file", tmp_path / "token")
+    with pytest.raises(ConfigError):
+        invoke("enroll", tmp_path / "ada", "--token-file", tmp_path / "none")
+    assert not (tmp_path / "ada").exists()
