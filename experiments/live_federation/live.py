@@ -158,6 +158,8 @@ class LiveFederation:
         self.fedsec("release", "sign", str(file), "--identity", str(self.root / "admin"), "--yes")
         shutil.copy(file, self.server / "releases")
 
+    # --- Looking --------------------------------------------------------------------------------------------------------------------
+
     def online(self) -> list[str]:
         """Clients whose agents say that they are connected and whose SuperNode runs."""
         found = []
