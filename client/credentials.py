@@ -2,25 +2,30 @@
 
 1. The root is pinned: in a client's own identity folder, or, in a simulation, in the run's folder. No message replaces it.
 2. A roster counts if the CA signed it, it is in its period, not older than one seen before, and in the log that this client follows.
-3. Every certificate of the client's own cohort is verified, chain and all, once a roster; the server's too.
+3. Every certificate of the client's own cohort is verified, chain and all, once a roster; the server's too. Whether one of them was revoked
+   since is asked at every round.
+4. A deployed client goes by the revocation list that its agent keeps. One that is missing, has ended or is older than one seen stops the
+   client: whoever can withhold the list could otherwise keep a revoked peer alive.
 
 Source: design note IDENTITY; decision 0010, finding 11.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
 from client.settings import DeployedClient, SimulatedClient
 from fedsec.clientstore.protocol import KeptRoster
 from fedsec.errors import CertificateError, ConfigError, StorageError
-from fedsec.flower.secure_records import KeptCohort, RosterOffer
+from fedsec.flower.secure_records import SERIAL_BYTES, KeptCohort, RosterOffer
+from fedsec.identity.crl_file import CRL_FILE, FLOOR_FILE, load_verified_crl
 from fedsec.identity.names import Role
+from fedsec.identity.revocation import RevocationList, RevokedError
 from fedsec.identity.roster import Roster, SignedRoster, VerifiedRoster, verify_roster
-from fedsec.identity.verify import claimed_name, verify_peer
+from fedsec.identity.verify import VerifiedPeer, claimed_name, verify_peer
 from fedsec.secagg.cohorts import assign_cohorts
 from fedsec.secagg.config import Member
 from fedsec.signing import Signer, Verify
@@ -42,12 +47,14 @@ class Credentials:
         federation: whose member it is.
         signer: of its identity key.
         root_der: the pinned root certificate.
+        revoked: the revocation list that counts now; None: this client has none (a simulation, or one that was set up without).
     """
 
     client_id: str
     federation: str
     signer: Signer = field(repr=False)
     root_der: bytes
+    revoked: RevocationList | None = None
 
 
 def credentials_of(client: SimulatedClient | DeployedClient, simulation_dir: str) -> Credentials:
@@ -55,7 +62,8 @@ def credentials_of(client: SimulatedClient | DeployedClient, simulation_dir: str
 
     Raises:
         ConfigError: a deployed client without an identity.
-        StorageError: its files are missing or damaged.
+        StorageError: its files are missing or damaged, its revocation list included.
+        CertificateError: its revocation list has ended, or is not the newest that was seen.
     """
     if isinstance(client, DeployedClient):
         if client.identity is None:
@@ -64,7 +72,8 @@ def credentials_of(client: SimulatedClient | DeployedClient, simulation_dir: str
                 field="identity",
                 mend="name the folder with key.pem, certificate.der and root.der",
             )
-        return _deployed(client.client_id, client.identity)
+        found = _deployed(client.client_id, client.identity)
+        return replace(found, revoked=_revocations(client, client.identity, found))
     folder = Path(simulation_dir).parent / IDENTITIES
     try:
         made = folder.stat().st_mtime_ns
@@ -93,6 +102,43 @@ def _deployed(client_id: str, folder: Path) -> Credentials:
     return Credentials(client_id=client_id, federation=name.federation, signer=signer, root_der=root)
 
 
+def _revocations(client: DeployedClient, identity: Path, credentials: Credentials) -> RevocationList | None:
+    """The list that the agent keeps, read anew: it may have come a second ago."""
+    path = client.crl or identity.parent / CRL_FILE
+    floor_path = path.with_name(FLOOR_FILE)
+    if client.crl is None and not path.exists() and not floor_path.exists():
+        return None
+    try:
+        intermediate = (identity / "intermediate.der").read_bytes()
+    except OSError as error:
+        raise StorageError(f"the identity in {identity} cannot be read: {error.strerror or error}") from error
+    return load_verified_crl(
+        path,
+        floor_path,
+        intermediate_der=intermediate,
+        root_der=credentials.root_der,
+        federation=credentials.federation,
+        now=datetime.now(UTC),
+    )
+
+
+def check_cohort(cohort: KeptCohort, credentials: Credentials) -> None:
+    """Refuse a group of which a member was revoked since the list of clients came.
+
+    Raises:
+        RevokedError: names the member.
+    """
+    if credentials.revoked is None:
+        return
+    for member, serial_number in zip(cohort.members, cohort.serial_numbers, strict=True):
+        _check_member(member.client_id, int.from_bytes(serial_number, "big"), credentials)
+
+
+def _check_member(name: str, serial_number: int, credentials: Credentials) -> None:
+    if credentials.revoked is not None and serial_number in credentials.revoked.serial_numbers:
+        raise RevokedError(f"{name} of this client's group was revoked: the list of clients that the server goes by is out of date")
+
+
 def accept_roster(offer: RosterOffer, credentials: Credentials, *, kept: KeptRoster | None, now: datetime, verify: Verify) -> KeptRoster:
     """Check an offered roster, and make of it what this client keeps.
 
@@ -104,7 +150,7 @@ def accept_roster(offer: RosterOffer, credentials: Credentials, *, kept: KeptRos
         verify: checks signatures.
 
     Raises:
-        VerificationError: not the CA's, out of its period, older than one seen before, not in the log, or a bad certificate.
+        VerificationError: not the CA's, out of its period, older than one seen before, not in the log, or a bad or revoked certificate.
         DecodeError: malformed.
     """
     verified = _verify(offer, credentials, now, kept.version if kept is not None else 0)
@@ -116,7 +162,7 @@ def accept_roster(offer: RosterOffer, credentials: Credentials, *, kept: KeptRos
     number = next((n for n, names in enumerate(cohorts) if credentials.client_id in names), None)
     if number is None:
         raise CertificateError(f"{credentials.client_id} is not on the list of clients")
-    members = _verify_cohort(offer, roster, cohorts[number], credentials, now)
+    members, serial_numbers = _verify_cohort(offer, roster, cohorts[number], credentials, now)
     cohort = KeptCohort(
         cohort=number,
         num_cohorts=len(cohorts),
@@ -124,6 +170,7 @@ def accept_roster(offer: RosterOffer, credentials: Credentials, *, kept: KeptRos
         index=cohorts[number].index(credentials.client_id),
         server_key=roster.server_public_key,
         members=members,
+        serial_numbers=serial_numbers,
         not_before_s=int(roster.not_before.timestamp()),
         not_after_s=int(roster.not_after.timestamp()),
     )
@@ -150,23 +197,27 @@ def _verify(offer: RosterOffer, credentials: Credentials, now: datetime, minimum
 
 def _verify_cohort(
     offer: RosterOffer, roster: Roster, names: tuple[str, ...], credentials: Credentials, now: datetime
-) -> tuple[Member, ...]:  # fmt: skip
-    """The members of the cohort, each with a certificate that says what the list says."""
+) -> tuple[tuple[Member, ...], tuple[bytes, ...]]:  # fmt: skip
+    """The members of the cohort, each with a certificate that says what the list says and was not revoked; and the serial numbers of these."""
     by_id = roster.by_id
     if len(offer.certificates) != len(names):
         raise CertificateError(f"{len(offer.certificates)} certificates for a cohort of {len(names)}")
+    serial_numbers = []
     for name, certificate in zip(names, offer.certificates, strict=True):
         peer = _verified(certificate, offer.intermediate, credentials.root_der, credentials.federation, Role.NODE, now)
-        if peer != (name, by_id[name].public_key):
+        if (peer.name.name, peer.public_key) != (name, by_id[name].public_key):
             raise CertificateError(f"the certificate of {name} is not for the name and the key on the list")
+        _check_member(name, peer.serial_number, credentials)
+        serial_numbers.append(peer.serial_number.to_bytes(SERIAL_BYTES, "big"))
     server = _verified(offer.server_certificate, offer.intermediate, credentials.root_der, credentials.federation, Role.SERVER, now)
-    if server[1] != roster.server_public_key:
+    if server.public_key != roster.server_public_key:
         raise CertificateError("the server's certificate is not for the key on the list")
-    return tuple(Member(client_id=name, public_key=by_id[name].public_key) for name in names)
+    if credentials.revoked is not None:
+        credentials.revoked.check(server.serial_number)
+    return tuple(Member(client_id=name, public_key=by_id[name].public_key) for name in names), tuple(serial_numbers)
 
 
 @lru_cache(maxsize=1 << 14)
-def _verified(certificate: bytes, intermediate: bytes, root: bytes, federation: str, role: Role, now: datetime) -> tuple[str, bytes]:
-    """Name and key of a verified certificate; memoised, since a simulator checks the same one for every member of a cohort."""
-    peer = verify_peer(certificate, intermediate_der=intermediate, root_der=root, federation=federation, role=role, now=now)
-    return peer.name.name, peer.public_key
+def _verified(certificate: bytes, intermediate: bytes, root: bytes, federation: str, role: Role, now: datetime) -> VerifiedPeer:
+    """A verified certificate; memoised, since a simulator checks the same one for every member of a cohort."""
+    return verify_peer(certificate, intermediate_der=intermediate, root_der=root, federation=federation, role=role, now=now)

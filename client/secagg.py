@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message
 
-from client.credentials import Credentials, accept_roster, credentials_of
+from client.credentials import Credentials, accept_roster, check_cohort, credentials_of
 from client.localdata import declared_batch_size
 from client.requests import Client, admitted, open_store, run_terms
 from client.settings import SimulatedClient, identify, policy_of
@@ -194,6 +194,7 @@ def answer_advertise_keys(message: Message, context: Context) -> Message:
         if kept is None:
             raise PeerError("server", Phase.ADVERTISE_KEYS, "this client has no list of clients yet")
         cohort = KeptCohort.decode(kept.body)
+        check_cohort(cohort, call.credentials)
         config = read_config(call.body, server_key=cohort.server_key, verify=call.verify)
         ctx = config.context()
         if (known := store.protocol.known_reply(ctx, Phase.ADVERTISE_KEYS, ctx)) is not None:

@@ -23,7 +23,7 @@ from fedsec.sim.identities import client_name
 
 SETTINGS_KEY = "fedsec-settings"
 SIMULATION_VARIABLE = "FEDSEC_SIMULATION"
-_KEYS = {"client_id": str, "home": str, "source": str, "batch_size": int, "identity": str, "server": str, "policy": dict}
+_KEYS = {"client_id": str, "home": str, "source": str, "batch_size": int, "identity": str, "server": str, "crl": str, "policy": dict}
 _POLICY_KEYS = tuple(field.name for field in fields(ClientPolicy))
 
 
@@ -64,6 +64,8 @@ class DeployedClient:
         identity: folder with key.pem, certificate.der and root.der: with it only requests that the server signed are acted on, and secure
             aggregation works.
         server: name of the one server whose signature counts; None: any server of the federation.
+        crl: the revocation list that the agent keeps, without which nothing is then done; None: ``crl.der`` beside ``identity``, if there
+            is one.
     """
 
     client_id: str
@@ -73,6 +75,7 @@ class DeployedClient:
     policy: ClientPolicy
     identity: Path | None = None
     server: str | None = None
+    crl: Path | None = None
 
 
 def identify(node_config: Mapping[str, Any]) -> SimulatedClient | DeployedClient:
@@ -120,8 +123,7 @@ def read_settings(path: Path) -> DeployedClient:
     factories = policy.get("model_factories", [])
     if not isinstance(factories, list) or not all(isinstance(item, str) for item in factories):
         raise ConfigError("model_factories is a list of module:function", file=str(path))
-    if not (Path(raw["home"]).is_absolute() and Path(raw.get("identity", "/")).is_absolute()):
-        raise ConfigError("home and identity must be absolute: elsewhere a new ledger would begin, with the whole budget", file=str(path))
+    _check_paths(raw, str(path))
     try:
         limits = ClientPolicy(**{**policy, "model_factories": tuple(factories)})
     except TypeError as error:
@@ -136,7 +138,15 @@ def read_settings(path: Path) -> DeployedClient:
         policy=limits,
         identity=Path(raw["identity"]) if "identity" in raw else None,
         server=raw.get("server"),
+        crl=Path(raw["crl"]) if "crl" in raw else None,
     )
+
+
+def _check_paths(raw: Mapping[str, Any], file: str) -> None:
+    if not all(Path(raw.get(key, "/")).is_absolute() for key in ("home", "identity", "crl")):
+        raise ConfigError("home, identity and crl must be absolute: elsewhere a new ledger would begin, with the whole budget", file=file)
+    if "crl" in raw and "identity" not in raw:
+        raise ConfigError("a revocation list without an identity: there is no root to check it by", field="crl", file=file)
 
 
 def policy_of(client: SimulatedClient | DeployedClient, plan: Plan) -> ClientPolicy:

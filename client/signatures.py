@@ -29,7 +29,7 @@ def check_signature(message: Message, context: Context) -> None:
 
     Raises:
         SignatureError: no signature, or one for something else.
-        CertificateError: not the server's certificate.
+        CertificateError: not the server's certificate, or a revoked one; or the revocation list has ended.
         ConfigError: this node does not know who it is.
         StorageError: its identity cannot be read.
     """
@@ -38,7 +38,7 @@ def check_signature(message: Message, context: Context) -> None:
     if credentials is None:
         return
     name = client.server if isinstance(client, DeployedClient) else None
-    trust = Trust(root_der=credentials.root_der, federation=credentials.federation, server_name=name)
+    trust = Trust(root_der=credentials.root_der, federation=credentials.federation, server_name=name, revoked=credentials.revoked)
     if isinstance(client, DeployedClient):
         verify_request(message, trust, flower_run_id=context.run_id, now=datetime.now(UTC), verify=verify_signature)
         return

@@ -19,6 +19,9 @@ app = typer.Typer(
     epilog="Examples:  fedsec ca init hearts.example  ·  fedsec ca token --node client-1 --site basel  ·  fedsec ca serve",
 )
 
+LISTS_EVERY_S = 600.0
+"""How often a running service looks whether a list has to be made anew."""
+
 CA = typer.Option(Path("ca"), "--ca", envvar="FEDSEC_CA", help="Folder of the CA.")
 PASSPHRASE = typer.Option(None, "--passphrase-file", help="File (mode 0600) whose first line encrypts the keys.", show_default=False)
 JSON = typer.Option(False, "--json", help="One JSON object on stdout.")
@@ -29,7 +32,7 @@ ADMIN = typer.Option(None, "--admin", help="Name of an administrator, who approv
 
 
 @app.command(
-    epilog="Examples:  fedsec ca init hearts.example  ·  fedsec ca init hearts.example --address ca.hearts.example:9443 --ca /srv/ca"
+    epilog="Examples:  fedsec ca init hearts.example  ·  fedsec ca init hearts.example --address ca.hearts.example:9444 --ca /srv/ca"
 )
 def init(
     federation: str = typer.Argument(help="Trust domain, for example hearts.example."),
@@ -171,7 +174,7 @@ def crl(
     passphrase_file: Path | None = PASSPHRASE,
     as_json: bool = JSON,
 ) -> None:
-    """Make a new revocation list, good for 72 hours."""
+    """Make a new revocation list; `crl_hours` in ca.toml says how long it is good for."""
     from fedsec.files import atomic_write_bytes
     from fedsec.identity.revocation import verify_crl
 
@@ -249,10 +252,10 @@ def renew_intermediate(
     print(json.dumps({"intermediate_not_after": _time(end)}) if as_json else f"the intermediate is valid until {_time(end)}")
 
 
-@app.command(epilog="Examples:  fedsec ca serve  ·  fedsec ca serve --host 0.0.0.0 --port 9443 --ca /srv/ca")
+@app.command(epilog="Examples:  fedsec ca serve  ·  fedsec ca serve --host 0.0.0.0 --port 9444 --ca /srv/ca")
 def serve(
     host: str = typer.Option("127.0.0.1", "--host", help="Address to listen on."),
-    port: int = typer.Option(9443, "--port", min=0, max=65535, help="Port; 0 takes a free one."),
+    port: int = typer.Option(9444, "--port", min=0, max=65535, help="Port; 0 takes a free one. The gateway's is 9443."),
     folder: Path = CA,
     passphrase_file: Path | None = PASSPHRASE,
     as_json: bool = JSON,
@@ -263,6 +266,7 @@ def serve(
     import threading
 
     from fedsec.edge.enrolment_service import make_server
+    from fedsec.errors import FedsecError
     from fedsec.identity.folder import read_passphrase
 
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
@@ -274,7 +278,11 @@ def serve(
     server.start()
     facts = {"address": f"{host}:{bound}", "federation": ca.authority.federation, "service_sha256": ca.service.fingerprint.hex()}
     print(json.dumps(facts) if as_json else f"enrolment service of {facts['federation']} on {facts['address']}", flush=True)
-    stop.wait()
+    while not stop.wait(LISTS_EVERY_S):
+        try:
+            ca.keep_current(now=_now())
+        except FedsecError as error:  # the next time may go better; callers are told meanwhile
+            logging.getLogger("fedsec.enrolment").error("the lists were not looked after: %s", error)  # noqa: TRY400 - a sentence
     server.stop(5.0).wait()
 
 

@@ -202,7 +202,7 @@ class CaHost:
         def work(register: Register) -> list[Record]:
             with register.transaction():
                 hit = enrolment.revoke(register, target, reason, now=now)
-                latest_crl(self.authority, register, now=now, anew=True)
+                self._crl(register, now, anew=True)
                 return hit
 
         return self._then_settle(work, now)
@@ -217,7 +217,7 @@ class CaHost:
 
         def work(register: Register) -> bytes:
             with register.transaction():
-                return latest_crl(self.authority, register, now=now, anew=anew)
+                return self._crl(register, now, anew=anew)
 
         with self._register() as register:
             found = work(register)
@@ -234,7 +234,7 @@ class CaHost:
 
         def work(register: Register) -> SignedRoster:
             with register.transaction():
-                signed = current_roster(self.authority, register, self.settings.server, self.settings.cohort_size, now=now, anew=True)
+                signed = self._roster(register, now, anew=True)
                 assert signed is not None
                 return signed
 
@@ -246,7 +246,7 @@ class CaHost:
             self._settle(register, now)
             with register.transaction():
                 signed = latest_roster(register)
-                crl = latest_crl(self.authority, register, now=now)
+                crl = self._crl(register, now)
                 certificates = {item.name: item.certificate_der for item in register.current(Role.NODE, now=now)} if signed else {}
             head = self._settle_log(register, now)
         public = self._log_signer.public_key
@@ -279,6 +279,30 @@ class CaHost:
         """The enrolment service's private key, in the clear and in memory: **secret**."""
         return load_key(self.folder / TLS / "key.pem", passphrase=passphrase).to_pem()
 
+    def keep_current(self, *, now: datetime) -> None:
+        """Make the lists anew whose time has come, and write them out: for a service that nobody asks.
+
+        Raises:
+            StorageError: the register, the log, the file system.
+        """
+        with self._register() as register:
+            self._settle(register, now)
+
+    def _crl(self, register: Register, now: datetime, *, anew: bool = False) -> bytes:
+        return latest_crl(self.authority, register, now=now, anew=anew, lifetime=self.settings.crl_lifetime)
+
+    def _roster(self, register: Register, now: datetime, *, anew: bool = False) -> SignedRoster | None:
+        settings = self.settings
+        return current_roster(
+            self.authority,
+            register,
+            settings.server,
+            settings.cohort_size,
+            now=now,
+            anew=anew,
+            lifetime=settings.roster_lifetime,
+        )
+
     def _then_settle(self, work: Callable[[Register], R], now: datetime) -> R:
         with self._register() as register:
             result = work(register)
@@ -289,8 +313,8 @@ class CaHost:
         """Make what follows from the register, put it into the log, write the files."""
         with register.transaction():
             if self.settings.auto_roster and register.current(Role.NODE, now=now):
-                current_roster(self.authority, register, self.settings.server, self.settings.cohort_size, now=now, anew=False)
-            latest_crl(self.authority, register, now=now)
+                self._roster(register, now)
+            self._crl(register, now)
         self._settle_log(register)
         self._publish(register)
 

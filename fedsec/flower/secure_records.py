@@ -22,6 +22,9 @@ ROSTER = "query.roster"
 
 MAX_BODY_BYTES = 1 << 29
 MAX_ROSTER_BYTES = 1 << 24
+SERIAL_BYTES = 20
+"""Longest serial number of a certificate: RFC 5280 4.1.2.2."""
+
 _CERTIFICATE = Blob(1 << 13)
 
 
@@ -85,6 +88,7 @@ class KeptCohort(Record):
         index: the client's place in its cohort.
         server_key: identity key of the server that may send CONFIG.
         members: of the cohort, in order.
+        serial_numbers: of the certificates with which they were checked, in the same order, 20 bytes each: what a revocation list names.
         not_before_s: begin of the list's period, seconds since 1970.
         not_after_s: its end.
     """
@@ -97,6 +101,7 @@ class KeptCohort(Record):
         ("index", UInt(2)),
         ("server_key", Fixed(IDENTITY_KEY_BYTES)),
         ("members", ListOf(Part(Member), MAX_COHORT)),
+        ("serial_numbers", ListOf(Fixed(SERIAL_BYTES), MAX_COHORT)),
         ("not_before_s", UInt(8)),
         ("not_after_s", UInt(8)),
     )
@@ -106,6 +111,7 @@ class KeptCohort(Record):
     index: int
     server_key: bytes
     members: tuple[Member, ...]
+    serial_numbers: tuple[bytes, ...]
     not_before_s: int
     not_after_s: int
 

@@ -5,8 +5,8 @@
 2. The signature covers the message type, Flower's run, the time, and every record: names, types and values. Of the model it covers
    ``model_hash`` in the record ``config``; ``records.read_request``, the only way to the arrays, holds them against it.
 3. Where it goes is not covered: the same bytes are sent to all. A fellow node that sends them on repeats a question of the server's.
-4. A client takes a signature by a certificate of a *server* of its federation under its pinned root, valid now, made in the last twelve hours
-   (Flower keeps no message longer), for the run that it is in. Everything else is refused before anything runs.
+4. A client takes a signature by a certificate of a *server* of its federation under its pinned root, valid now and not revoked, made in
+   the last twelve hours (Flower keeps no message longer), for the run that it is in. Everything else is refused before anything runs.
 
 Source: design note IDENTITY; FLOWER, "Holes inside a federation of authenticated nodes".
 """
@@ -25,6 +25,7 @@ from fedsec.codec import digest
 from fedsec.errors import CertificateError, SignatureError
 from fedsec.flower.grid import WaitingGrid
 from fedsec.identity.names import Role
+from fedsec.identity.revocation import RevocationList
 from fedsec.identity.verify import BACKDATE, VerifiedPeer, verify_peer
 from fedsec.signing import SIGNATURE_BYTES, Signer, Verify, verify_signature
 
@@ -68,11 +69,13 @@ class Trust:
         root_der: the pinned root.
         federation: the trust domain.
         server_name: the one server; None: any of the federation.
+        revoked: the revocation list that counts now; None: there is none, and a revoked server is heard until its certificate ends.
     """
 
     root_der: bytes
     federation: str
     server_name: str | None = None
+    revoked: RevocationList | None = None
 
 
 def sign_request(message: Message, identity: ServerIdentity, *, flower_run_id: int, signed_at: datetime) -> ConfigRecord:
@@ -109,13 +112,15 @@ def verify_request(
 
     Raises:
         SignatureError: no signature, one for other content, another type or run, from the future, or too old.
-        CertificateError: not the certificate of the server, now.
+        CertificateError: not the certificate of the server, now; or (RevokedError) a revoked one.
     """
     fields = _read(message)
     at = datetime.fromtimestamp(fields["signed_at"], UTC)
     peer = check_peer(
         fields["certificate"], intermediate_der=fields["intermediate"], root_der=trust.root_der, federation=trust.federation, role=Role.SERVER, now=now
     )  # fmt: skip
+    if trust.revoked is not None:
+        trust.revoked.check(peer.serial_number)
     if trust.server_name is not None and peer.name.name != trust.server_name:
         raise CertificateError(f"the request is signed by the server {peer.name.name}, this client follows {trust.server_name}")
     signed = _signed_bytes(message.metadata.message_type, message.content, flower_run_id, fields["signed_at"])

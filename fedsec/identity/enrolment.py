@@ -8,8 +8,9 @@
 4. Renewal: the same key and name, for a certificate of the register that is valid now and not revoked, asked for under a signature of
    that key that names certificate and time. There is **no grace**: who comes too late needs a token, and may keep the key.
    Administrators are not renewed: their 12 hours are what a stolen key is worth.
-5. Revocation is of a peer: a serial number or a name stands for its key, all of whose living certificates go on the list (after a
-   compromise the ended ones too: what they approved was perhaps not theirs), and the name is free again.
+5. Revocation is of a peer: a serial number or a name stands for its key, all of whose living certificates go on the list, and the name is
+   free again. Certificates of nodes and servers that ended in the last seven days go along: whoever checked one with a list of clients that
+   still counts must find it. After a compromise all go: what they approved was perhaps not theirs.
 
 Source: design note IDENTITY, "Certificates".
 """
@@ -25,6 +26,7 @@ from fedsec.codec import digest
 from fedsec.errors import CertificateError
 from fedsec.identity.ca import CertificateAuthority, Issued
 from fedsec.identity.csr import make_csr, read_csr
+from fedsec.identity.issuing import LIVE_ROSTER_LIFETIME
 from fedsec.identity.names import Role, parse_uri
 from fedsec.identity.register import Register
 from fedsec.identity.register_rows import Binding, Record
@@ -239,12 +241,13 @@ def revoke(register: Register, target: str, reason: Reason, *, now: datetime) ->
     """
     chosen = find_peer(register, target)
     named = chosen.serial_number if target.upper() == f"{chosen.serial_number:X}" else None
+    recent = now - LIVE_ROSTER_LIFETIME if chosen.role is not Role.ADMIN else now
     hit = [
         record
         for record in register.certificates_of(chosen.role, chosen.name)
         if record.revoked_at is None
         and record.public_key == chosen.public_key
-        and (record.not_after >= now or reason is Reason.KEY_COMPROMISE or record.serial_number == named)
+        and (record.not_after >= recent or reason is Reason.KEY_COMPROMISE or record.serial_number == named)
     ]
     for record in hit:
         register.revoke(record.serial_number, reason, now=now)

@@ -3,7 +3,8 @@
 1. The revocation list is made anew when something was revoked, and when a quarter of its life is over.
 2. The list of clients holds each client whose name is bound and whose newest certificate is valid now and not revoked: a client that
    let its certificate end is not on the next list (its cohort could not verify it), and comes back by enrolling again.
-3. It names one server, by the name in the settings. The same clients, keys and server need no new list until the period nears its end.
+3. It names one server, by the name in the settings. The same clients, keys and server need no new list until half of its period is over.
+4. A list of clients lives for days, not for a year: whoever withholds newer ones keeps a client that left in its group until then.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from fedsec.identity.register_rows import Document, JournalKind, Record
 from fedsec.identity.revocation import CRL_LIFETIME, make_crl
 from fedsec.identity.roster import Roster, RosterMember, SignedRoster, make_roster
 
-RENEW_ROSTER_BEFORE = timedelta(days=30)
-"""A list that ends within this is made anew."""
+LIVE_ROSTER_LIFETIME = timedelta(days=7)
+"""Usual and longest period of a live federation's list of clients."""
 
 
-def latest_crl(authority: CertificateAuthority, register: Register, *, now: datetime, anew: bool = False) -> bytes:
+def latest_crl(
+    authority: CertificateAuthority, register: Register, *, now: datetime, anew: bool = False, lifetime: timedelta = CRL_LIFETIME
+) -> bytes:
     """The revocation list.
 
     Args:
@@ -33,25 +36,27 @@ def latest_crl(authority: CertificateAuthority, register: Register, *, now: date
         register: says what was revoked; within a transaction.
         now: aware.
         anew: make one in any case.
+        lifetime: of a new list.
 
     Raises:
         StorageError: the register.
     """
     found = register.document("crl")
-    if found is not None and not anew and _is_fresh(found.body, now):
+    if found is not None and not anew and _is_fresh(found.body, now, lifetime):
         return found.body
     number = 1 if found is None else found.number + 1
-    der = make_crl(authority, register.revocations(), number=number, now=now)
+    der = make_crl(authority, register.revocations(), number=number, now=now, lifetime=lifetime)
     register.put_document("crl", Document(number, der, b""))
     return der
 
 
-def _is_fresh(der: bytes, now: datetime) -> bool:
+def _is_fresh(der: bytes, now: datetime, lifetime: timedelta) -> bool:
     try:
-        made = x509.load_der_x509_crl(der).last_update_utc
+        crl = x509.load_der_x509_crl(der)
     except ValueError as error:
         raise StorageError("the revocation list in the register is damaged; make one with `fedsec ca crl`") from error
-    return made <= now < made + CRL_LIFETIME / 4
+    made, end = crl.last_update_utc, crl.next_update_utc
+    return end is not None and made <= now < made + min(lifetime, end - made) / 4
 
 
 def latest_roster(register: Register) -> SignedRoster | None:
@@ -61,7 +66,14 @@ def latest_roster(register: Register) -> SignedRoster | None:
 
 
 def current_roster(
-    authority: CertificateAuthority, register: Register, server: str, cohort_size: int, *, now: datetime, anew: bool
+    authority: CertificateAuthority,
+    register: Register,
+    server: str,
+    cohort_size: int,
+    *,
+    now: datetime,
+    anew: bool,
+    lifetime: timedelta = LIVE_ROSTER_LIFETIME,
 ) -> SignedRoster | None:
     """The list of clients as the register has them now.
 
@@ -72,6 +84,7 @@ def current_roster(
         cohort_size: largest number of members of a cohort.
         now: aware.
         anew: make one in any case, and say what is missing.
+        lifetime: of a new list.
 
     Returns:
         The list; without ``anew``, None while there is no server or no client.
@@ -89,9 +102,9 @@ def current_roster(
         return None
     kept = latest_roster(register)
     previous = None if kept is None else _decode(kept)
-    if kept is not None and previous is not None and not anew and _says(previous, nodes, servers[0], cohort_size, now):
+    if kept is not None and previous is not None and not anew and _says(previous, nodes, servers[0], cohort_size, now, lifetime):
         return kept
-    return _make(authority, register, nodes, servers[0], cohort_size, previous, now)
+    return _make(authority, register, nodes, servers[0], cohort_size, previous, now, lifetime)
 
 
 def _make(
@@ -102,6 +115,7 @@ def _make(
     cohort_size: int,
     previous: Roster | None,
     now: datetime,
+    lifetime: timedelta,
 ) -> SignedRoster:
     signed = make_roster(
         authority.signer,
@@ -111,6 +125,7 @@ def _make(
         server_public_key=server.public_key,
         server_fingerprint=_fingerprint(server),
         now=now,
+        lifetime=lifetime,
         previous=previous,
     )
     version = 1 if previous is None else previous.version + 1
@@ -119,10 +134,10 @@ def _make(
     return signed
 
 
-def _says(roster: Roster, nodes: list[Record], server: Record, cohort_size: int, now: datetime) -> bool:
+def _says(roster: Roster, nodes: list[Record], server: Record, cohort_size: int, now: datetime, lifetime: timedelta) -> bool:
     clients = [(member.client_id, member.public_key) for member in roster.members]
     same = clients == sorted((node.name, node.public_key) for node in nodes)
-    lasting = roster.not_before <= now <= roster.not_after - RENEW_ROSTER_BEFORE
+    lasting = roster.not_before <= now <= roster.not_before + min(lifetime, roster.not_after - roster.not_before) / 2
     return same and lasting and roster.server_public_key == server.public_key and roster.cohort_size == cohort_size
 
 

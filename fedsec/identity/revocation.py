@@ -28,8 +28,8 @@ from fedsec.identity.ca import CertificateAuthority
 from fedsec.identity.verify import BACKDATE, Issuers, check_issuers
 from fedsec.signing import decode_public_key
 
-CRL_LIFETIME = timedelta(hours=72)
-"""How long a list is good for: as long as a node's certificate, so that hiding one gains no more than a certificate would."""
+CRL_LIFETIME = timedelta(hours=24)
+"""Usual time that a list is good for: how long hiding a newer one keeps a revoked peer going."""
 
 MAX_CRL_BYTES = 4 * 1024 * 1024
 """Upper limit on a list: some 100,000 revocations."""

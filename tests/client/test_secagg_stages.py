@@ -29,7 +29,10 @@ from fedsec.flower.secure_records import ROSTER, STAGES, RosterOffer, RosterRepl
 from fedsec.flower.signed import SIGNATURE_RECORD, sign_request
 from fedsec.flower.stages import RoundInput
 from fedsec.identity.ca import CertificateAuthority
+from fedsec.identity.crl_file import CrlFile
+from fedsec.identity.revocation import Revocation, RevokedError, make_crl
 from fedsec.identity.roster import Roster, make_roster
+from fedsec.identity.verify import claimed_serial_number
 from fedsec.plan.load import load_plan
 from fedsec.policy import PolicyRefusedError
 from fedsec.runfolder import prepare_run_folder
@@ -491,6 +494,36 @@ def test_a_deployed_client_that_lost_its_memory_sends_what_it_stored_and_sits_th
     again = story.attempt(1, server_round=2).run(Phase.DONE)  # the next round finds it well
     assert again.server.accepted == (0, 1, 2, 3)
     assert [entry.server_round for entry in read_ledger(tmp_path / "home")] == [1, 2]
+
+
+def test_a_revoked_member_of_the_group_stops_a_deployed_client(deployed, story, tmp_path):
+    """The server withholds the newer list of clients, in which client 2 is no more: its key was stolen, and it would stay "honest" for days."""
+    authority = CertificateAuthority.load(story.identities / "authority")
+    shutil.copy(story.identities / "authority" / "intermediate.der", tmp_path / "identity")
+    now = datetime.now(UTC)
+
+    def keep(number, *revoked):
+        entries = [Revocation(claimed(story.identities / "nodes" / name / "certificate.der"), now) for name in revoked]
+        CrlFile(path=tmp_path / "crl.der", floor_path=tmp_path / "crl-floor.json", intermediate_der=authority.intermediate_der,
+                root_der=authority.root_der, federation=authority.federation).take(make_crl(authority, entries, number=number, now=now), now=now)  # fmt: skip
+
+    story = deployed()
+    keep(1)
+    size = story.give_roster(0).log_size
+    story.attempt().run(Phase.DONE)
+    keep(2, "client-0002")
+    config = story.config(server_round=2)
+    with pytest.raises(RevokedError, match="client-0002 of this client's group was revoked"):
+        story.join(0, config)
+    with pytest.raises(RevokedError, match="client-0002"):
+        story.give_roster(0, story.offer(since=size))
+    assert [entry.server_round for entry in read_ledger(tmp_path / "home")] == [1]
+    keep(3)
+    story.attempt(server_round=3).run(Phase.DONE)
+
+
+def claimed(path):
+    return int(claimed_serial_number(path.read_bytes()), 16)
 
 
 def test_the_secrets_of_a_deployed_clients_round_are_never_on_its_disk(deployed, tmp_path):

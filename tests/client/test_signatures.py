@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from cryptography import x509
 from flwr.app import Context, RecordDict
 
 from client.app import app
@@ -13,7 +14,9 @@ from fedsec.flower import compat, records
 from fedsec.flower.secure_records import STAGES, make_stage_request, stage_type
 from fedsec.flower.signed import SIGNATURE_RECORD, ServerIdentity, sign_request
 from fedsec.identity.ca import CertificateAuthority
+from fedsec.identity.crl_file import CrlFile
 from fedsec.identity.folder import create_identity
+from fedsec.identity.revocation import CRL_LIFETIME, Revocation, RevokedError, make_crl
 from fedsec.plan.load import load_plan
 from fedsec.signing import Signer
 from fedsec.vectors import arrays_digest
@@ -74,7 +77,7 @@ def site(tmp_path, monkeypatch):
     settings.write_text(text)
     context = Context(run_id=RUN, node_id=1, node_config={"fedsec-settings": str(settings)}, state=RecordDict(), run_config={})
     with compat.task_identity(RUN):
-        yield SimpleNamespace(path=tmp_path, context=context, settings=settings, server=identity("server", "main"), spare=identity("server", "spare"),
+        yield SimpleNamespace(authority=authority, path=tmp_path, context=context, settings=settings, server=identity("server", "main"), spare=identity("server", "spare"),
                               fellow=identity("node", "client-2"))  # fmt: skip
 
 
@@ -151,6 +154,54 @@ def test_another_server_of_the_federation_is_not_the_one_that_the_site_chose(sit
     with pytest.raises(CertificateError, match="follows main"):
         ask(site, sign(request(records.TRAIN), site.spare))
     assert untouched(site)
+
+
+def crl(site, number, *revoked, now=None):
+    serials = [x509.load_der_x509_certificate(identity.certificate_der).serial_number for identity in revoked]
+    now = now or datetime.now(UTC)
+    return make_crl(site.authority, [Revocation(serial, now) for serial in serials], number=number, now=now)
+
+
+def keep(site, der):
+    """As the agent does."""
+    CrlFile(path=site.path / "crl.der", floor_path=site.path / "crl-floor.json", intermediate_der=site.authority.intermediate_der,
+            root_der=site.authority.root_der, federation="hearts.example").take(der, now=datetime.now(UTC))  # fmt: skip
+
+
+def test_a_revoked_server_is_not_heard_any_more(site):
+    """Its key was stolen. It signs, and it would withhold the list; the agent got it all the same."""
+    keep(site, crl(site, 1))
+    assert ask(site, sign(request(records.DESCRIBE), site.server)).has_content()
+    keep(site, crl(site, 2, site.server))
+    for kind in KINDS:
+        with pytest.raises(RevokedError, match="was revoked"):
+            ask(site, sign(request(kind), site.server))
+    assert not (site.path / "store").exists()
+
+
+def test_an_old_missing_or_ended_list_stops_the_client(site):
+    """Whoever could put one of these in the list's place would bring a revoked server back."""
+    before, after, forked = crl(site, 1), crl(site, 2, site.server), crl(site, 2)
+    keep(site, after)
+    for bad in (before, forked, b"", crl(site, 3, now=datetime.now(UTC) - CRL_LIFETIME)):
+        (site.path / "crl.der").write_bytes(bad)
+        with pytest.raises(CertificateError, match="revocation list"):
+            ask(site, sign(request(records.TRAIN), site.server))
+    (site.path / "crl.der").unlink()
+    with pytest.raises(FedsecError, match="its own log says why"):
+        ask(site, sign(request(records.TRAIN), site.server))
+    assert untouched(site)
+
+
+def test_a_list_that_the_settings_name_must_be_there(site):
+    assert ask(site, sign(request(records.DESCRIBE), site.server)).has_content()  # set up without one: as before
+    text = site.settings.read_text()
+    site.settings.write_text(f'crl = "{site.path / "lists" / "crl.der"}"\n{text}')
+    with pytest.raises(FedsecError, match="its own log says why"):
+        ask(site, sign(request(records.DESCRIBE), site.server))
+    (site.path / "lists").mkdir()
+    (site.path / "lists" / "crl.der").write_bytes(crl(site, 1))
+    assert ask(site, sign(request(records.DESCRIBE), site.server)).has_content()
 
 
 def test_a_damaged_identity_stops_the_client_rather_than_the_check(site):

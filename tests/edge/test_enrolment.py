@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 
 import grpc
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,7 +46,9 @@ from fedsec.identity.enrolment import make_renewal
 from fedsec.identity.folder import load_identity, replace_certificate
 from fedsec.identity.names import Role
 from fedsec.identity.register import Register
+from fedsec.identity.register_rows import Binding
 from fedsec.identity.revocation import Reason, RevokedError
+from fedsec.identity.roster import Roster
 from fedsec.identity.tls import to_pem
 from fedsec.identity.tokens import make_token
 from fedsec.signing import Signer
@@ -476,7 +479,7 @@ def test_a_folder_that_is_there_is_not_overwritten(tmp_path):
         CaHost.open(tmp_path / "none")
 
 
-@pytest.mark.parametrize("text", ["cohort = 1", "cohort_size = 0", "cohort_size = true", 'cohort_size = "64"', 'server = "../x"', 'address = "x"', "auto_roster = 1", "not toml", "\xff"])  # fmt: skip
+@pytest.mark.parametrize("text", ["cohort = 1", "cohort_size = 0", "cohort_size = true", 'cohort_size = "64"', 'server = "../x"', 'address = "x"', "auto_roster = 1", "roster_days = 8", "roster_days = 0", "crl_hours = 73", "crl_hours = 1.5", "not toml", "\xff"])  # fmt: skip
 def test_settings_that_cannot_be_are_refused(tmp_path, text):
     (tmp_path / "ca.toml").write_text(text, encoding="latin-1")
     with pytest.raises(ConfigError):
@@ -484,11 +487,33 @@ def test_settings_that_cannot_be_are_refused(tmp_path, text):
 
 
 def test_settings_read_back(tmp_path):
-    for settings in (CaSettings(), CaSettings(address="[::1]:9443", server="b", cohort_size=7, auto_roster=False)):
+    for settings in (
+        CaSettings(),
+        CaSettings(address="[::1]:9443", server="b", cohort_size=7, auto_roster=False, roster_days=3, crl_hours=6),
+    ):
         save_ca_settings(tmp_path, settings)
         assert load_ca_settings(tmp_path) == settings
     with pytest.raises(StorageError):
         load_ca_settings(tmp_path / "none")
+
+
+def test_lists_are_as_long_as_the_settings_say_and_looked_after_without_a_caller(tmp_path):
+    host = CaHost.create(tmp_path / "ca", FEDERATION, CaSettings(roster_days=2, crl_hours=4), now=now())
+    for role, name, site in ((Role.SERVER, "main", None), (Role.NODE, "client-1", "basel")):
+        signer = Signer.generate()
+        host.issue(Binding(role, site, name, signer.public_key), make_csr(signer), now=now())
+    read = lambda: (  # noqa: E731
+        x509.load_der_x509_crl((tmp_path / "ca" / "crl.der").read_bytes()),
+        Roster.decode((tmp_path / "ca" / "roster.json").read_bytes()),
+    )
+    crl, roster = read()
+    assert crl.next_update_utc - crl.last_update_utc == timedelta(hours=4)
+    assert roster.not_after - roster.not_before == timedelta(days=2, minutes=5)
+    host.keep_current(now=now() + timedelta(minutes=59))
+    assert read() == (crl, roster)
+    host.keep_current(now=now() + timedelta(hours=25))
+    newer_crl, newer = read()
+    assert (newer.version, newer_crl.last_update_utc > crl.last_update_utc) == (roster.version + 1, True)
 
 
 @pytest.mark.parametrize("minutes", [0, -1, 15.1, 600])

@@ -323,6 +323,21 @@ def test_ended_certificates_go_on_the_list_only_after_a_compromise(desk):
         assert len(desk.revoke(name, reason, now=NOW + 14 * HOUR)) == count
 
 
+def test_a_nodes_certificate_that_ended_while_a_list_of_clients_counts_is_revoked_too(desk):
+    """A client that checked its group on Monday knows the certificate of Monday, and must find it on Friday's revocation list."""
+    signer = Signer.generate()
+    old = desk.enrol(signer)
+    middle = desk.renew(signer, old.certificate_der, now=NOW + 2 * DAY)
+    newest = desk.renew(signer, middle.certificate_der, now=NOW + 4 * DAY)
+    hit = {record.serial_number for record in desk.revoke("client-7", now=NOW + 6 * DAY)}
+    assert hit == {old.serial_number, middle.serial_number, newest.serial_number}
+    other = desk.enrol(other_signer := Signer.generate(), name="client-8")
+    again = desk.enrol(other_signer, name="client-8", now=NOW + 20 * DAY)
+    assert (
+        {record.serial_number for record in desk.revoke("client-8", now=NOW + 20 * DAY)} == {again.serial_number} != {other.serial_number}
+    )
+
+
 def test_a_peer_whose_certificates_all_ended_is_revoked_too(desk):
     signer = Signer.generate()
     desk.enrol(signer)
@@ -369,6 +384,25 @@ def test_the_lists_follow_the_register(desk):
     third = Roster.decode(roster(now=later + 2 * HOUR).roster_bytes)
     assert (list(third.by_id), third.version) == (["client-1"], 3)
     assert Roster.decode(roster(now=later, anew=True).roster_bytes).version == 4
+
+
+def test_a_list_of_clients_lives_for_days_and_is_made_anew_when_half_of_it_is_over(desk):
+    desk.enrol(Signer.generate(), name="main", role=Role.SERVER)
+    signer = Signer.generate()
+    record = desk.enrol(signer)
+
+    def roster(now, **more):
+        with desk.register.transaction():
+            return Roster.decode(current_roster(AUTHORITY, desk.register, "main", 8, now=now, anew=False, **more).roster_bytes)
+
+    first = roster(NOW)
+    assert first.not_after == NOW + 7 * DAY
+    record = desk.renew(signer, record.certificate_der, now=NOW + 2 * DAY)
+    assert roster(NOW + 3 * DAY) == first
+    second = roster(NOW + 4 * DAY)
+    assert (second.version, second.not_after, second.cohort_seed) == (2, NOW + 11 * DAY, first.cohort_seed)
+    third = roster(NOW + 4 * DAY + 13 * HOUR, lifetime=DAY)  # the operator shortened it
+    assert (third.version, third.not_after) == (3, NOW + 5 * DAY + 13 * HOUR)
 
 
 def test_the_revocation_list_grows_in_number_and_is_made_anew_with_age(desk):

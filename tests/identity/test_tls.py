@@ -5,6 +5,7 @@ does what the module asks of a handler: TLS 1.3, then the certificate, then the 
 """
 
 import contextlib
+import select
 import socket
 import ssl
 import threading
@@ -251,12 +252,16 @@ def old_tls_proxy(port, identity, version):
     context.load_cert_chain(identity)
     listener = socket.create_server(("127.0.0.1", 0))
 
-    def pump(source, target):
-        with contextlib.suppress(OSError, ValueError):
-            while data := source.recv(65536):
-                target.sendall(data)
-        with contextlib.suppress(OSError):
-            target.shutdown(socket.SHUT_RDWR)
+    def pump(plain, secure):
+        """Both ways from one thread: an OpenSSL connection must not be read and written at the same time."""
+        while True:
+            ready = [secure] if secure.pending() else select.select([plain, secure], [], [])[0]
+            for source, target in ((plain, secure), (secure, plain)):
+                if source in ready:
+                    data = source.recv(65536)
+                    if not data:
+                        return
+                    target.sendall(data)
 
     def work():
         with contextlib.suppress(OSError):
@@ -266,8 +271,6 @@ def old_tls_proxy(port, identity, version):
                 socket.create_connection(("127.0.0.1", port)) as carrier,
                 context.wrap_socket(carrier, server_hostname=TARGET) as secure,
             ):
-                back = threading.Thread(target=pump, args=(secure, plain), daemon=True)
-                back.start()
                 pump(plain, secure)
 
     threading.Thread(target=work, daemon=True).start()
