@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 EPILOG = (
     "Examples:  fedsec sweep  ·  fedsec sweep my-plan.toml --epsilon 1,3,8,inf --seeds 5 --out runs/price  ·  "
-    "fedsec sweep --vary training.clip_norm=0.5,1 --audit none  ·  fedsec sweep --set model.name=mlp --ablate layers  ·  "
+    "fedsec sweep --vary training.clip_norm=0.5,1 --audit none  ·  fedsec sweep --set model.name=mlp --ablate layers --at inf:training.learning_rate=0.5  ·  "
     "the same command again goes on where it was stopped"
 )
 AUDITS = ("one-run", "loss-threshold", "lira")
