@@ -81,7 +81,7 @@ def run_sweep(base: Plan, grid: SweepGrid, plans: Mapping[Point, Plan], order: S
         report = write_report(opened.path)
     if order.as_json:
         print(json.dumps(report.to_json(), allow_nan=False))
-    elif not order.quiet or not failures:
+    else:
         report.print(Console())
     report.check()
     if report.is_whole:
@@ -103,11 +103,10 @@ def _check(base: Plan, grid: SweepGrid, plans: Mapping[Point, Plan]) -> dict[str
     Raises:
         ConfigError: the sweep cannot run here.
     """
-    shapes = {
-        (plan.privacy.epsilon, plan.privacy.delta, plan.training.sample_rate, plan.total_steps): point
-        for point, plan in plans.items()
-        if plan.is_private
-    }
+    shapes: dict[tuple[float, float, float, int], Point] = {}
+    for point, plan in plans.items():
+        if plan.is_private:
+            shapes.setdefault((plan.privacy.epsilon, plan.privacy.delta, plan.training.sample_rate, plan.total_steps), point)
     asked = {"plan": plan_to_toml(base), "points": [[str(point), list(overrides_of(base, grid, point))] for point in shapes.values()]}
     done = subprocess.run(  # noqa: S603 - our own module
         [*POINT, "check", "/dev/stdin"], input=json.dumps(asked), capture_output=True, text=True, check=False, env=_environment()

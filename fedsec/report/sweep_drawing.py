@@ -55,7 +55,7 @@ def draw_plot(
 def series_name(series: Series) -> str:
     """A line of the frontier, in words."""
     varied, arm = series
-    return ", ".join([*(f"{key}={value}" for key, value in varied), *([str(arm)] if arm.kind != "all" else [])]) or "this sweep"
+    return ", ".join([*(f"{key}={value}" for key, value in varied), *([str(arm)] if arm.kind != "all" else [])]) or "as planned"
 
 
 def epsilon_axis(axes: Axes, epsilons: Sequence[float]) -> None:

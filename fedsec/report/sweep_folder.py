@@ -136,7 +136,11 @@ class SweepFolder:
 
     def failures(self) -> list[tuple[str, str]]:
         """Name and fault of what failed in the last session; empty where none is known."""
-        return [(str(item["name"]), str(item["fault"])) for item in _json_or(self.path / "failures.json", [])]
+        path = self.path / "failures.json"
+        try:
+            return [(str(item["name"]), str(item["fault"])) for item in _json_or(path, [])]
+        except (KeyError, TypeError) as error:
+            raise StorageError(f"{path} is damaged: {error}; remove it, and sweep again") from None
 
     def save_failures(self, failures: Sequence[tuple[str, str]]) -> None:
         """Replace the list of failures."""

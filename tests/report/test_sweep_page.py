@@ -417,3 +417,24 @@ def test_only_real_pictures_of_a_sane_size_come_into_the_page(tmp_path):
     assert found[0].caption == "what was sent, and what came back"
     (folder / "captions.json").write_text("[1, 2")
     assert pictures_in(tmp_path)[0].caption == "b00"
+
+
+@pytest.mark.parametrize("name", ["failures.json", "manifest.json"])
+@pytest.mark.parametrize("content", ["{", "3", '[{"name": 1}]'])
+def test_damaged_notes_of_a_folder_are_named(sweeps, tmp_path, name, content):
+    folder = make_sweep_folder(tmp_path / "sweep", sweeps.plan, sweeps.grid())
+    (folder.path / name).write_text(content)
+    with pytest.raises(StorageError, match=f"{name} is damaged"):
+        folder.failures() if name.startswith("fail") else folder.manifest()
+
+
+def test_varied_settings_are_series_of_one_frontier(sweeps, tmp_path):
+    grid = sweeps.grid(varied=(("training.steps", ("1", "3")),))
+    rows = [replace(row, accuracy=row.accuracy - 0.05) if row.varied["training.steps"] == "3" else row for row in sweeps.rows(grid)]
+    html, verdict, summary = page_of(sweeps, grid, rows)
+    assert verdict.epsilon == 8.0  # of the first choice, which the first page is about
+    assert "training.steps=3" in words_of(html)
+    assert summary.figure(summary.series[1], 8.0).mean == pytest.approx(0.85)
+    plots = plot_all(summary, gather(()), sweeps.plan, tmp_path)
+    assert "training.steps=1" in plots["frontier"].svg
+    assert len(list(csv.reader((tmp_path / "frontier.csv").open()))) == 1 + 6 + 1
