@@ -16,6 +16,7 @@ from fedsec.report.sweep_summary import Figure, Slice, SweepSummary
 from fedsec.report.sweep_svg import SERIES
 
 MOST_LINES = 24
+_ROUND_NUMBERS = [digit * 10.0**power for power in range(-3, 3) for digit in (1, 2, 5)]
 
 
 def chosen_epsilons(summary: SweepSummary) -> list[float]:
@@ -104,7 +105,7 @@ def plot_rounds(summary: SweepSummary, folder: Path) -> Plot | None:
         figures.round_axis(axes, range(1, max(len(row.rounds_epsilon) for row in rows) + 1))
         axes.set_yscale("log")
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_locator(FixedLocator([row.target for row in rows]))
+        axes.yaxis.set_major_locator(FixedLocator([row.target for row in rows] if len(rows) > 2 else _ROUND_NUMBERS))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel("round")
         axes.set_ylabel("ε spent (log scale)")
