@@ -11,6 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from fedsec.plan.sweep import epsilon_name
 from fedsec.report import figures, text
+from fedsec.report.intervals import FEWEST
 from fedsec.report.sweep_drawing import Plot, digests_of, draw_plot, put_legend, share_axis
 from fedsec.report.sweep_summary import Figure, Slice, SweepSummary
 from fedsec.report.sweep_svg import SERIES
@@ -136,7 +137,11 @@ def plot_arms(summary: SweepSummary, folder: Path) -> Plot | None:
         return None
 
     def draw(axes: Axes) -> None:
-        figures.heading(axes, "Which layers lose least under noise", "mean over seeds; whiskers: 95% interval")
+        figures.heading(
+            axes,
+            "Which layers lose least under noise",
+            "mean over seeds; whiskers: 95% interval" if len(summary.grid.seeds) >= FEWEST else "no interval: under 3 seeds",
+        )
         for place, epsilon in enumerate(summary.grid.epsilons):
             shift = (place - (len(summary.grid.epsilons) - 1) / 2) * 0.14
             found = [(index, figure) for index, arm in enumerate(arms) if (figure := summary.figure((varied, arm), epsilon)) is not None]

@@ -79,7 +79,7 @@ def _protected(plan: Plan, summary: SweepSummary) -> Said:
         head="What is protected",
         words=(
             f"Every single record (one image, one patient's line) of each of the {clients} participants. Each participant adds noise to what it computes before anything "
-            f"leaves the house, so that no result depends noticeably on any one record. {_site_of(plan)} The protection holds record by record: a person with "
+            f"leaves the house, so that whatever leaves depends on any one record no more than ε allows. {_site_of(plan)} The protection holds record by record: a person with "
             "several records, or with records in two houses, is protected less."
         ),
         source=SETTINGS,
