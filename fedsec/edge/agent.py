@@ -81,7 +81,6 @@ class Agent:
         self._status = Status(settings.status_file, AuditLog(settings.audit_file))
         self._loopback = make_loopback(settings.loopback, now=utc_now())
         self._stop = asyncio.Event()
-        self._link = Link(LinkSettings(settings.server, settings.server_name), identity, on_state=self._on_state, clock=utc_now)
         self._releases = ReleaseStore(
             settings.releases,
             identity,
@@ -90,6 +89,13 @@ class Agent:
             floor_file=settings.floor_file,
             keys=settings.approver_keys,
             clock=utc_now,
+        )
+        self._link = Link(
+            LinkSettings(settings.server, settings.server_name),
+            identity,
+            on_state=self._on_state,
+            clock=utc_now,
+            is_revoked=self._releases.is_revoked,
         )
         guard = RunGuard(self._releases, self._loopback, self._status, clock=utc_now)
         self._app = FleetApp(
@@ -211,6 +217,7 @@ class Agent:
                 faults = await asyncio.to_thread(self._releases.offer, list(bundle.releases), bundle.crl)
                 for fault in faults:
                     self._status.event("bundle", reason=fault)
+                self._link.check_server()
             except CallFailedError:
                 wait_s = BUNDLE_RETRY_S
             except StorageError as error:
@@ -278,6 +285,10 @@ def _check_client_settings(settings: AgentSettings, identity: Identity) -> None:
     if raw.get("identity") != str(settings.identity):
         raise ConfigError(
             f"must be {settings.identity}", field="identity", file=str(path), mend="the ClientApp goes by this node's identity"
+        )
+    if raw.get("crl", str(settings.crl_file)) != str(settings.crl_file):
+        raise ConfigError(
+            f"must be {settings.crl_file}", field="crl", file=str(path), mend="the ClientApp goes by the list that this agent keeps"
         )
 
 

@@ -34,6 +34,7 @@ from fedsec.edge.service import CLIENT_OPTIONS, EdgeStub
 from fedsec.errors import CertificateError, DecodeError, FedsecError, VerificationError
 from fedsec.identity.enrolment import make_renewal
 from fedsec.identity.folder import Identity
+from fedsec.identity.revocation import RevokedError
 from fedsec.identity.tls import channel_credentials, channel_options
 
 _logger = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class Link:
         on_state: told about each change, with a sentence; must not block.
         clock: this machine's, aware; the gateway's certificate is checked against it.
         jitter: draws from 0 to 1.
+        is_revoked: whether the newest revocation list names a certificate; asked about the gateway's at each Hello.
     """
 
     def __init__(
@@ -73,7 +75,9 @@ class Link:
         on_state: Callable[[LinkState, str], None],
         clock: Callable[[], datetime],
         jitter: Callable[[], float] = random.random,
+        is_revoked: Callable[[int], bool] = lambda _serial_number: False,
     ) -> None:
+        self._is_revoked = is_revoked
         self._settings, self._on_state, self._clock, self._jitter = settings, on_state, clock, jitter
         self.identity = identity
         self.state = LinkState.CONNECTING
@@ -153,6 +157,8 @@ class Link:
             now=self._clock(),
             timeout_s=HELLO_TIMEOUT_S,
         )
+        if self._is_revoked(session.server_serial_number):
+            raise RevokedError(f"the gateway's certificate {session.server_serial_number:X} was revoked; its operator must enrol it anew")
         offset = session.now() - self._clock()
         if abs(offset) > MAX_CLOCK_OFFSET:  # it serves for Flower's time stamps only; a gateway that is days off is up to something
             raise CertificateError(f"the gateway's clock is {offset} from ours; set this machine's clock, or ask the server's operator")
@@ -222,6 +228,12 @@ class Link:
             _logger.log(logging.INFO if state is LinkState.CONNECTED else logging.WARNING, "%s: %s", state.value, sentence)
         self.state = state
         self._on_state(state, sentence)
+
+    def check_server(self) -> None:
+        """Another revocation list came: leave a server that is on it, at once."""
+        if self._current is not None and self._is_revoked(self._current.session.server_serial_number):
+            self._ready.clear()
+            self._stale.set()
 
     def check_again(self) -> None:
         """Open a new session at the next opportunity: the answer said that something about this one is off."""

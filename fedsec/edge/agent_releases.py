@@ -9,11 +9,14 @@
 5. A missing floor is refused like a damaged one: without it an old release would come back. It is made when a client is set up.
 6. Code that changed on disk under a running agent is refused: what is loaded is not what is there.
 
-Files: ``releases/*.json`` (release files; ``manifest.json`` is the site's), ``releases/crl.der`` (the newest list seen), ``floor.json``.
+Files: ``releases/*.json`` (release files; ``manifest.json`` is the site's), ``floor.json``, and beside it ``crl.der`` and
+``crl-floor.json``: the newest revocation list, which the ClientApp reads too. A ``releases/crl.der`` that an operator copied is taken up
+at the start.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -26,12 +29,13 @@ from fedsec.admission.installed import installed_packages, scan_packages
 from fedsec.admission.manifest import MAX_RELEASE_BYTES, Approval, FileEntry, decode_release
 from fedsec.errors import AdmissionError, CertificateError, ConfigError, FedsecError, StorageError, VerificationError
 from fedsec.files import atomic_write_bytes, atomic_write_json
+from fedsec.identity.crl_file import CRL_FILE, FLOOR_FILE, CrlFile
 from fedsec.identity.folder import Identity
 from fedsec.identity.names import Role
-from fedsec.identity.revocation import MAX_CRL_BYTES, RevocationList, verify_crl
+from fedsec.identity.revocation import MAX_CRL_BYTES, RevocationList
 from fedsec.identity.verify import verify_peer
 
-MANIFEST_FILE, CRL_FILE = "manifest.json", "crl.der"
+MANIFEST_FILE = "manifest.json"
 MAX_CANDIDATES = 64
 
 
@@ -89,6 +93,13 @@ class ReleaseStore:
         self._at_start = scan()
         self._lock = threading.Lock()
         self._offered: list[_Candidate] = []
+        self._kept = CrlFile(
+            path=floor_file.with_name(CRL_FILE),
+            floor_path=floor_file.with_name(FLOOR_FILE),
+            intermediate_der=identity.intermediate_der,
+            root_der=identity.root_der,
+            federation=identity.name.federation,
+        )
         self._crl = self._read_crl()
         self.floor = _read_floor(floor_file)
 
@@ -96,6 +107,10 @@ class ReleaseStore:
     def crl_number(self) -> int:
         """Of the newest revocation list seen; 0 if there was none."""
         return self._crl.number if self._crl is not None else 0
+
+    def is_revoked(self, serial_number: int) -> bool:
+        """Whether the newest list seen names a certificate; without a list, no."""
+        return self._crl is not None and serial_number in self._crl.serial_numbers
 
     def offer(self, releases: Iterable[bytes], crl_der: bytes) -> list[str]:
         """Take what the gateway handed out; it is judged when it is needed.
@@ -187,35 +202,22 @@ class ReleaseStore:
 
     def _take_crl(self, der: bytes) -> list[str]:
         try:
-            found = self._verify_crl(der)
+            self._crl = self._kept.take(der, now=self._clock())
         except VerificationError as error:
             return [str(error)]
-        if found.number > self.crl_number:
-            atomic_write_bytes(self._folder / CRL_FILE, der, mode=0o600)
-        self._crl = found
         return []
 
     def _read_crl(self) -> RevocationList | None:
-        """The kept list; one that ended says what its number was and no more, so it does not count."""
-        path = self._folder / CRL_FILE
-        if not path.exists():
-            return None
-        try:
-            self._crl = None
-            return self._verify_crl(_read(path, MAX_CRL_BYTES))
-        except CertificateError:
-            return None
-
-    def _verify_crl(self, der: bytes) -> RevocationList:
-        identity = self._identity
-        return verify_crl(
-            der,
-            intermediate_der=identity.intermediate_der,
-            root_der=identity.root_der,
-            federation=identity.name.federation,
-            now=self._clock(),
-            minimum_number=self.crl_number,
-        )
+        """The kept list, or an operator's copy if that is newer; one that ended does not count, but its number does."""
+        found = None
+        with contextlib.suppress(CertificateError):
+            if self._kept.path.exists():
+                found = self._kept.load(now=self._clock())
+        copy = self._folder / CRL_FILE
+        with contextlib.suppress(CertificateError):
+            if copy.exists():
+                found = self._kept.take(_read(copy, MAX_CRL_BYTES), now=self._clock())
+        return found
 
 
 def write_floor(path: Path, floor: Floor) -> None:

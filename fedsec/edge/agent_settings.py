@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsec.errors import CertificateError, ConfigError, SignatureError
+from fedsec.identity.crl_file import CRL_FILE
 from fedsec.identity.names import check_name
 from fedsec.identity.tokens import check_address
 from fedsec.signing import decode_public_key
@@ -84,6 +85,11 @@ class AgentSettings:
     def floor_file(self) -> Path:
         """The newest release version accepted so far; outside of the folder that operators copy releases into."""
         return self.home / "floor.json"
+
+    @property
+    def crl_file(self) -> Path:
+        """The newest revocation list, for the agent and the ClientApp; its floor lies beside it."""
+        return self.home / CRL_FILE
 
     @property
     def loopback(self) -> Path:

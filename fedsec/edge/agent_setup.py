@@ -9,6 +9,7 @@ Files are written whole or not at all; keys are 0600, the home folder is 0700.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -24,12 +25,13 @@ from fedsec.edge.agent_link import Link
 from fedsec.edge.agent_releases import begin_floor
 from fedsec.edge.agent_settings import SETTINGS_FILE, load_agent_settings, read_agent_settings
 from fedsec.edge.agent_status import read_status, utc_now
-from fedsec.edge.enrolment_client import enrol_folder
+from fedsec.edge.enrolment_client import EnrolmentUnavailable, ca_channel, enrol_folder, fetch_crl
 from fedsec.errors import ConfigError, FedsecError, StorageError
 from fedsec.files import atomic_write_text, exclusive_lock
+from fedsec.identity.crl_file import CRL_FILE, FLOOR_FILE, CrlFile
 from fedsec.identity.folder import Identity, load_identity, replace_certificate
 from fedsec.identity.names import Role
-from fedsec.identity.tokens import read_token
+from fedsec.identity.tokens import Token, read_token
 from fedsec.policy import ClientPolicy
 
 RENEW_WITHIN_S = 30.0
@@ -103,6 +105,7 @@ def _client_settings(home: Path, site: Site, client_id: str) -> dict[str, Any]:
         "source": site.source,
         **batch,
         "identity": str(home / "identity"),
+        "crl": str(home / CRL_FILE),
         "server": site.server_name,
         "policy": limits,
     }
@@ -123,7 +126,25 @@ def enrol_client(home: Path, token: str, *, address: str | None) -> Identity:
     claims = read_token(token.strip())
     if claims.role is not Role.NODE:
         raise ConfigError(f"this token is for a {claims.role.value}, not for a client", mend="ask the CA for 'fedsec ca token --node …'")
-    return enrol_folder(home / "identity", token, address=address)
+    identity = enrol_folder(home / "identity", token, address=address)
+    with contextlib.suppress(EnrolmentUnavailable):  # the agent gets the list from the gateway as well
+        _fetch_crl(home, identity, claims, address or claims.address)
+    return identity
+
+
+def _fetch_crl(home: Path, identity: Identity, claims: Token, address: str | None) -> None:
+    """The revocation list from its maker, before any server is spoken to."""
+    assert address is not None  # enrol_folder reached it
+    with ca_channel(address, claims.service_sha256) as channel:
+        der = fetch_crl(channel)
+    kept = CrlFile(
+        path=home / CRL_FILE,
+        floor_path=home / FLOOR_FILE,
+        intermediate_der=identity.intermediate_der,
+        root_der=identity.root_der,
+        federation=identity.name.federation,
+    )
+    kept.take(der, now=utc_now())
 
 
 def token_of(given: str | None, file: Path | None, read_stdin: Any) -> str:

@@ -69,9 +69,20 @@ class EdgeSession:
         session_id: 16 bytes.
         server_time: the gateway's clock at the Hello, aware.
         opened_at: ``time.monotonic()`` then.
+        server_serial_number: of the certificate that the gateway proved to hold.
     """
 
-    def __init__(self, stub: EdgeStub, signer: Signer, session_id: bytes, server_time: datetime, opened_at: float) -> None:
+    def __init__(
+        self,
+        stub: EdgeStub,
+        signer: Signer,
+        session_id: bytes,
+        server_time: datetime,
+        opened_at: float,
+        *,
+        server_serial_number: int,
+    ) -> None:
+        self.server_serial_number = server_serial_number
         self._stub = stub
         self._signer = signer
         self._session_id = session_id
@@ -198,4 +209,4 @@ async def open_session(
         raise DecodeError("the gateway's Hello is malformed")
     verify_hello(peer.public_key, nonce, reply.session_id, reply.server_time_ms, certificate_der, reply.signature)
     server_time = datetime.fromtimestamp(reply.server_time_ms / 1000, UTC)
-    return EdgeSession(stub, signer, reply.session_id, server_time, opened_at)
+    return EdgeSession(stub, signer, reply.session_id, server_time, opened_at, server_serial_number=peer.serial_number)

@@ -371,6 +371,25 @@ def test_an_older_revocation_list_does_not_replace_a_newer_one_even_after_a_rest
     assert site.store.offer([], older) != []
 
 
+def test_another_list_of_the_same_number_is_refused_and_the_floor_outlives_the_list(site):
+    newest, forked = site.crl(), make_crl(site.authority, [Revocation(7, site.now)], number=1, now=site.now)
+    site.store.offer([], newest)
+    assert "another one of number 1" in site.store.offer([], forked)[0]
+    (site.folder / "crl.der").unlink()
+    site.store = site.open_store()
+    assert site.store.crl_number == 0
+    assert site.store.offer([], forked) != []
+    assert site.store.offer([], newest) == []
+    assert (site.folder / "crl.der").read_bytes() == newest
+
+
+def test_an_operators_copy_of_a_list_counts_at_the_start(site):
+    (site.folder / "releases" / "crl.der").write_bytes(make_crl(site.authority, [Revocation(7, site.now)], number=5, now=site.now))
+    site.store = site.open_store()
+    assert (site.store.crl_number, site.store.is_revoked(7), site.store.is_revoked(8)) == (5, True, False)
+    assert (site.folder / "crl.der").exists()
+
+
 def test_a_site_without_approvers_is_refused(site):
     with pytest.raises(ConfigError, match="names no approvers"):
         site.open_store(approvers=[])

@@ -34,11 +34,15 @@ def pull(fake):
 
 
 @contextlib.asynccontextmanager
-async def linked(lab, *, clock=now, port=None, server_name="main", identity=None):
+async def linked(lab, *, clock=now, port=None, server_name="main", identity=None, **more):
     states = []
     settings = LinkSettings(f"127.0.0.1:{port or lab.port}", server_name, first_wait_s=0.05, longest_wait_s=0.3, refused_wait_s=0.3)
     link = Link(
-        settings, identity or lab.nodes["node-a"].identity, on_state=lambda state, sentence: states.append((state, sentence)), clock=clock
+        settings,
+        identity or lab.nodes["node-a"].identity,
+        on_state=lambda state, sentence: states.append((state, sentence)),
+        clock=clock,
+        **more,
     )
     link.states = states
     task = asyncio.create_task(link.run())
@@ -295,6 +299,29 @@ def test_another_key_under_the_servers_name_cannot_hand_on_what_the_server_signs
             assert "does not verify" in link.states[-1][1]
             await fails(link, None, 503, within_s=0.3)
             assert set(called) == {f"/{SERVICE}/Hello"}  # no call, no body ever went there
+
+    run(story())
+
+
+def test_a_server_that_was_revoked_is_left_at_once_and_gets_nothing_more(lab, fake):
+    """Its certificate is valid for days yet; TLS cannot see the revocation list, the agent can."""
+    revoked = set()
+
+    async def story():
+        async with lab.gateway(), linked(lab, is_revoked=lambda serial_number: serial_number in revoked) as link:
+            await until(lambda: fake.nodes)
+            assert (await link.forward(paths.SEND_NODE_HEARTBEAT, heartbeat(fake), timeout_s=5)).status == 200
+            link.check_server()
+            assert link.state is LinkState.CONNECTED
+            revoked.add(link._current.session.server_serial_number)
+            link.check_server()
+            await until(lambda: link.state is LinkState.WRONG_SERVER)
+            assert "was revoked" in link.states[-1][1]
+            calls = len(fake.calls)
+            await fails(link, fake, 503, within_s=0.5)
+            assert len(fake.calls) == calls
+            revoked.clear()
+            await until(lambda: link.state is LinkState.CONNECTED)
 
     run(story())
 
