@@ -16,6 +16,7 @@ import contextlib
 import http.client
 import http.server
 import os
+import random
 import signal
 import socket
 import ssl
@@ -92,9 +93,12 @@ def stand_in(folder: Path, port: int) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, below the range from which the system gives outgoing connections theirs."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def make_home(home: Path, *, port: int, superlink_port: int) -> Identity:

@@ -5,6 +5,7 @@ import base64
 import contextlib
 import http.server
 import json
+import random
 import socket
 import ssl
 import threading
@@ -42,9 +43,12 @@ def now():
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens on, below the range from which the system gives outgoing connections theirs."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @dataclass
