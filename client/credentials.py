@@ -22,6 +22,7 @@ from fedsec.clientstore.protocol import KeptRoster
 from fedsec.errors import CertificateError, ConfigError, StorageError
 from fedsec.flower.secure_records import SERIAL_BYTES, KeptCohort, RosterOffer
 from fedsec.identity.crl_file import CRL_FILE, FLOOR_FILE, load_verified_crl
+from fedsec.identity.folder import load_own_key
 from fedsec.identity.names import Role
 from fedsec.identity.revocation import RevocationList, RevokedError
 from fedsec.identity.roster import Roster, SignedRoster, VerifiedRoster, verify_roster
@@ -92,7 +93,7 @@ def _simulated(folder: Path, client_id: str, _made: int) -> Credentials:
 @lru_cache(maxsize=4)
 def _deployed(client_id: str, folder: Path) -> Credentials:
     try:
-        signer = Signer.from_pem((folder / "key.pem").read_bytes())
+        signer = load_own_key(folder)
         certificate, root = (folder / "certificate.der").read_bytes(), (folder / "root.der").read_bytes()
     except OSError as error:
         raise StorageError(f"the identity in {folder} cannot be read: {error.strerror or error}") from error

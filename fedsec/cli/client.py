@@ -23,6 +23,12 @@ app = typer.Typer(
 HOME = typer.Option(
     None, "--home", envvar="FEDSEC_CLIENT_HOME", help="The client's home folder; ~/.fedsec-client if left out.", show_default=False
 )
+PASSPHRASE = typer.Option(
+    None,
+    "--passphrase-file",
+    help="File (mode 0600) whose first line is the key's passphrase; else $FEDSEC_PASSPHRASE_FILE.",
+    show_default=False,
+)
 JSON = typer.Option(False, "--json", help="One JSON object on stdout.")
 SERVER = typer.Option(..., "--server", help="host:port of the gateway.")
 SERVER_NAME = typer.Option("main", "--server-name", help="Name that the gateway's certificate must have.")
@@ -66,12 +72,17 @@ def init(
 )
 def enroll(
     token: str | None = typer.Argument(
-        None, help="One-time token; '-' reads it from standard input, where other users of this machine cannot see it.", show_default=False
+        None,
+        help="One-time token. All users of this machine can see an argument, and your shell remembers it: prefer '-' (standard input) "
+        "or --token-file.",
+        show_default=False,
     ),
     server: str = SERVER,
     approvers: list[str] = APPROVER,
     source: str = SOURCE,
-    token_file: Path | None = typer.Option(None, "--token-file", help="File with the token.", show_default=False),
+    token_file: Path | None = typer.Option(
+        None, "--token-file", help="File (mode 0600) with the token; - reads standard input.", show_default=False
+    ),
     ca: str | None = typer.Option(None, "--ca", help="host:port of the enrolment service; the token's if left out.", show_default=False),
     approvals: int = APPROVALS,
     server_name: str = SERVER_NAME,
@@ -79,18 +90,22 @@ def enroll(
     delta: float = DELTA,
     batch_size: int | None = BATCH,
     home: Path | None = HOME,
+    passphrase_file: Path | None = PASSPHRASE,
     as_json: bool = JSON,
 ) -> None:
     """Make a key, get its certificate for a one-time token, and write the settings. The key never leaves this machine."""
     from fedsec.edge.agent_settings import client_home
-    from fedsec.edge.agent_setup import enrol_client, token_of, write_home
+    from fedsec.edge.agent_setup import enrol_client, write_home
+    from fedsec.edge.enrolment_client import token_text
+    from fedsec.identity.folder import use_passphrase_file
     from fedsec.identity.tokens import read_token
 
     folder = client_home(home)
-    text = token_of(token, token_file, sys.stdin.read)
+    passphrase = use_passphrase_file(passphrase_file)
+    text = token_text(token, token_file, sys.stdin.read)
     site = _site(server, server_name, approvers, approvals, source, epsilon_cap, delta, batch_size)
     written = write_home(folder, site, client_id=read_token(text).name)
-    identity = enrol_client(folder, text, address=ca)
+    identity = enrol_client(folder, text, address=ca, passphrase=passphrase)
     facts = {"home": str(folder), "written": written, "uri": identity.name.uri, "not_after": identity.not_after.isoformat()}
     _say(
         facts, as_json, f"{identity.name.uri}, valid until {identity.not_after:%Y-%m-%d %H:%M} UTC\nnext: fedsec client up --home {folder}"
@@ -98,19 +113,23 @@ def enroll(
 
 
 @app.command(epilog="Examples:  fedsec client up  ·  fedsec client up --home /srv/fedsec-client")
-def up(home: Path | None = HOME) -> None:
+def up(home: Path | None = HOME, passphrase_file: Path | None = PASSPHRASE) -> None:
     """Run this client's agent in the foreground; Ctrl-C ends it and everything that it started."""
     from fedsec.edge.agent import main
+    from fedsec.identity.folder import use_passphrase_file
 
+    use_passphrase_file(passphrase_file)
     raise typer.Exit(main(["--home", str(home)] if home is not None else []))
 
 
 @app.command(epilog="Examples:  fedsec client renew  ·  fedsec client renew --json")
-def renew(home: Path | None = HOME, as_json: bool = JSON) -> None:
+def renew(home: Path | None = HOME, passphrase_file: Path | None = PASSPHRASE, as_json: bool = JSON) -> None:
     """Renew the certificate now; the agent does so by itself at two thirds of its life."""
     from fedsec.edge.agent_settings import client_home
     from fedsec.edge.agent_setup import renew_now
+    from fedsec.identity.folder import use_passphrase_file
 
+    use_passphrase_file(passphrase_file)
     identity = renew_now(client_home(home))
     facts = {"serial_number": f"{identity.serial_number:X}", "not_after": identity.not_after.isoformat()}
     _say(facts, as_json, f"certificate {facts['serial_number']}, valid until {identity.not_after:%Y-%m-%d %H:%M} UTC")
@@ -133,13 +152,15 @@ def reset_floor(home: Path | None = HOME, yes: bool = typer.Option(False, "--yes
 
 
 @app.command(epilog="Examples:  fedsec client status  ·  fedsec client status --json")
-def status(home: Path | None = HOME, as_json: bool = JSON) -> None:
+def status(home: Path | None = HOME, passphrase_file: Path | None = PASSPHRASE, as_json: bool = JSON) -> None:
     """Certificate, connection, round, privacy spent, last refusal. Exits with 1 if the agent is not connected."""
     from datetime import UTC, datetime
 
     from fedsec.edge.agent_report import client_report, report_lines
     from fedsec.edge.agent_settings import client_home
+    from fedsec.identity.folder import use_passphrase_file
 
+    use_passphrase_file(passphrase_file)
     report = client_report(client_home(home), now=datetime.now(UTC))
     print(json.dumps(report) if as_json else "\n".join(report_lines(report)))
     raise typer.Exit(0 if report["state"] == "connected" else 1)

@@ -63,18 +63,20 @@ def build(
 def enroll(
     folder: Path = typer.Argument(help="New folder for the administrator's key and certificate."),
     token_file: Path = typer.Option(
-        ..., "--token-file", help="File with the token of `fedsec ca token --admin NAME`; - reads standard input."
+        ..., "--token-file", help="File (mode 0600) with the token of `fedsec ca token --admin NAME`; - reads standard input."
     ),
     ca: str | None = typer.Option(None, "--ca", help="host:port of the CA's service. Default: what the token says.", show_default=False),
     as_json: bool = JSON,
 ) -> None:
     """Become an administrator, who approves releases: make a key, get a certificate of twelve hours. Enrol again with a new token after that."""
-    from fedsec.edge.enrolment_client import enrol_folder
+    import sys
+
+    from fedsec.edge.enrolment_client import enrol_folder, token_text
     from fedsec.errors import CertificateError
     from fedsec.identity.names import Role
     from fedsec.identity.tokens import read_token
 
-    text = _token_text(token_file)
+    text = token_text(None, token_file, sys.stdin.read)
     claims = read_token(text)
     if claims.role is not Role.ADMIN:
         raise CertificateError(f"the token is for {claims.uri}, no administrator; ask for one made with --admin")
@@ -84,19 +86,6 @@ def enroll(
         f"enrolled as {identity.name.uri} until {identity.not_after:%Y-%m-%d %H:%M} UTC; next: fedsec release sign FILE --identity {folder}"
     )
     print(json.dumps(facts) if as_json else words)
-
-
-def _token_text(path: Path) -> str:
-    import sys
-
-    from fedsec.errors import ConfigError
-
-    if str(path) == "-":
-        return sys.stdin.read(4096).strip()
-    try:
-        return path.read_text(encoding="ascii")[:4096].strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the token cannot be read: {error}", file=str(path), mend="name the file that `fedsec ca token` wrote") from None
 
 
 @app.command(

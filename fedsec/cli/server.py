@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Server host: enrol, start SuperLink and gateway.")
 
 HOME = typer.Option(None, "--home", help="The server's folder. Default: $FEDSEC_HOME, or ~/.fedsec.")
+PASSPHRASE = typer.Option(
+    None, "--passphrase-file", help="File (mode 0600) whose first line is the key's passphrase. Default: $FEDSEC_PASSPHRASE_FILE."
+)
 JSON = typer.Option(False, "--json", help="Print one JSON object.")
 
 
@@ -63,21 +66,28 @@ def init(
 
 @app.command(epilog="Example:  fedsec server enroll --token-file token.txt --ca ca.hearts.example:9444")
 def enroll(
-    token: str | None = typer.Option(None, "--token", help="The token. Others on this host can see it while this runs: prefer a file."),
-    token_file: Path | None = typer.Option(None, "--token-file", help="File with the token; - reads standard input."),
+    token: str | None = typer.Option(
+        None, "--token", help="The token. All users of this host can see an argument, and your shell remembers it: prefer --token-file."
+    ),
+    token_file: Path | None = typer.Option(None, "--token-file", help="File (mode 0600) with the token; - reads standard input."),
     ca: str | None = typer.Option(None, "--ca", help="host:port of the CA's service. Default: what the token says."),
     home: Path | None = HOME,
+    passphrase_file: Path | None = PASSPHRASE,
     as_json: bool = JSON,
 ) -> None:
     """Make this server's key, get its certificate from the CA, and write the CA's address into server.toml."""
-    from fedsec.edge.enrolment_client import enrol_folder
+    import sys
+
+    from fedsec.edge.enrolment_client import enrol_folder, token_text
     from fedsec.edge.server_settings import load_server_settings, server_home, write_ca_settings
     from fedsec.errors import CertificateError, ConfigError
+    from fedsec.identity.folder import passphrase_of
     from fedsec.identity.names import Role
     from fedsec.identity.tokens import read_token
 
     settings = load_server_settings(server_home(home))
-    text = _token(token, token_file)
+    passphrase = passphrase_of(passphrase_file)
+    text = token_text(token, token_file, sys.stdin.read)
     claims = read_token(text)
     if (claims.role, claims.federation, claims.name) != (Role.SERVER, settings.federation, settings.name):
         raise CertificateError(
@@ -86,7 +96,7 @@ def enroll(
     address = ca or claims.address
     if address is None:
         raise ConfigError("the token does not say where the CA's service is", mend="give --ca HOST:PORT")
-    identity = enrol_folder(settings.home / "identity", text, address=address)
+    identity = enrol_folder(settings.home / "identity", text, address=address, passphrase=passphrase)
     write_ca_settings(settings.home, address=address, fingerprint=claims.service_sha256.hex())
     _print(
         {"uri": identity.name.uri, "serial_number": f"{identity.serial_number:X}", "not_after": identity.not_after.isoformat()},
@@ -99,34 +109,43 @@ def enroll(
     )
 
 
-def _token(token: str | None, token_file: Path | None) -> str:
-    import sys
+@app.command(epilog="Example:  fedsec server renew --json")
+def renew(home: Path | None = HOME, passphrase_file: Path | None = PASSPHRASE, as_json: bool = JSON) -> None:
+    """Renew the certificate now; a running gateway does so by itself at two thirds of its life, and takes this one up at once."""
+    import asyncio
+    from datetime import UTC, datetime
 
+    from fedsec.edge.authority import CaClient, renew_own
+    from fedsec.edge.server_settings import load_server_settings, server_home
     from fedsec.errors import ConfigError
+    from fedsec.identity.folder import load_identity, use_passphrase_file
 
-    if (token is None) == (token_file is None):
-        raise ConfigError("give the token once", mend="--token-file FILE, or --token TOKEN")
-    if token is not None:
-        return token.strip()
-    if str(token_file) == "-":
-        return sys.stdin.read(4096).strip()
-    assert token_file is not None
+    settings = load_server_settings(server_home(home))
+    use_passphrase_file(passphrase_file)
+    folder = settings.home / "identity"
+    identity = load_identity(folder)
+    if settings.ca is None:
+        raise ConfigError("the settings do not say where the CA is", field="ca", mend="enrol with its service, or copy a new certificate")
+    client = CaClient(settings.ca)
     try:
-        return token_file.read_text(encoding="ascii")[:4096].strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the token cannot be read: {error}", file=str(token_file)) from error
+        identity = asyncio.run(renew_own(client, identity, folder, now=datetime.now(UTC)))
+    finally:
+        client.close()
+    facts = {"serial_number": f"{identity.serial_number:X}", "not_after": identity.not_after.isoformat()}
+    _print(facts, [f"certificate {facts['serial_number']}, valid until {identity.not_after:%Y-%m-%d %H:%M} UTC"], as_json=as_json)
 
 
 @app.command(epilog="Example:  fedsec server up     (Ctrl-C or SIGTERM ends it)")
-def up(home: Path | None = HOME) -> None:
+def up(home: Path | None = HOME, passphrase_file: Path | None = PASSPHRASE) -> None:
     """Start the SuperLink on loopback, SuperExec and the gateway; keep them running until told to end."""
     import logging
 
     from fedsec.edge.server_settings import load_server_settings, server_home
     from fedsec.edge.superlink import run_server
-    from fedsec.identity.folder import load_identity
+    from fedsec.identity.folder import load_identity, use_passphrase_file
 
     settings = load_server_settings(server_home(home))
+    use_passphrase_file(passphrase_file)  # the gateway and the ServerApp find its path in their environment
     load_identity(settings.home / "identity")  # says at once that there is none
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     print(f"starting; logs are in {settings.home / 'superlink'}", flush=True)
@@ -135,11 +154,13 @@ def up(home: Path | None = HOME) -> None:
 
 
 @app.command(epilog="Example:  fedsec server status --json")
-def status(home: Path | None = HOME, as_json: bool = JSON) -> None:
+def status(home: Path | None = HOME, passphrase_file: Path | None = PASSPHRASE, as_json: bool = JSON) -> None:
     """Show certificate, lists, nodes and processes. Exits with 1 if the gateway or the SuperLink is down or a list is missing."""
     from fedsec.edge.server_settings import load_server_settings, server_home
     from fedsec.edge.server_status import describe, read_status
+    from fedsec.identity.folder import use_passphrase_file
 
+    use_passphrase_file(passphrase_file)
     settings: ServerSettings = load_server_settings(server_home(home))
     facts = read_status(settings)
     _print(facts, describe(facts), as_json=as_json)

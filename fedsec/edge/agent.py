@@ -46,7 +46,7 @@ from fedsec.edge.audit import AuditLog
 from fedsec.edge.loopback import HOST, make_loopback
 from fedsec.errors import ConfigError, FedsecError, StorageError
 from fedsec.files import exclusive_lock
-from fedsec.identity.folder import Identity, load_identity
+from fedsec.identity.folder import Identity, load_identity, use_passphrase_file
 from fedsec.identity.names import Role
 
 _logger = logging.getLogger(__name__)
@@ -296,9 +296,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run an agent; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m fedsec.edge.agent", description="The agent of an edge client.")
     parser.add_argument("--home", type=Path, default=None, help="the client's home folder; default $FEDSEC_CLIENT_HOME or ~/.fedsec-client")
+    parser.add_argument(
+        "--passphrase-file", type=Path, default=None, help="file with the key's passphrase; default $FEDSEC_PASSPHRASE_FILE"
+    )
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
+        use_passphrase_file(given.passphrase_file)
         home = client_home(given.home)
         settings, identity = load_agent(home)
         os.umask(0o077)

@@ -111,13 +111,14 @@ def _client_settings(home: Path, site: Site, client_id: str) -> dict[str, Any]:
     }
 
 
-def enrol_client(home: Path, token: str, *, address: str | None) -> Identity:
+def enrol_client(home: Path, token: str, *, address: str | None, passphrase: bytes | None = None) -> Identity:
     """Spend a token for this client.
 
     Args:
         home: the client's home folder; exists.
         token: as the operator of the CA gave it.
         address: ``host:port`` of the enrolment service; None takes the token's hint.
+        passphrase: encrypts the key.
 
     Raises:
         ConfigError: the token is not for a client.
@@ -126,7 +127,7 @@ def enrol_client(home: Path, token: str, *, address: str | None) -> Identity:
     claims = read_token(token.strip())
     if claims.role is not Role.NODE:
         raise ConfigError(f"this token is for a {claims.role.value}, not for a client", mend="ask the CA for 'fedsec ca token --node …'")
-    identity = enrol_folder(home / "identity", token, address=address)
+    identity = enrol_folder(home / "identity", token, address=address, passphrase=passphrase)
     with contextlib.suppress(EnrolmentUnavailable):  # the agent gets the list from the gateway as well
         _fetch_crl(home, identity, claims, address or claims.address)
     return identity
@@ -145,25 +146,6 @@ def _fetch_crl(home: Path, identity: Identity, claims: Token, address: str | Non
         federation=identity.name.federation,
     )
     kept.take(der, now=utc_now())
-
-
-def token_of(given: str | None, file: Path | None, read_stdin: Any) -> str:
-    """The token: from a file, from standard input (``-``), or as given.
-
-    Raises:
-        ConfigError: none, or both.
-        StorageError: the file cannot be read.
-    """
-    if (given is None) == (file is None):
-        raise ConfigError(
-            "give a token, or --token-file", field="token", mend="'-' reads it from standard input; it is a secret until used"
-        )
-    if file is not None:
-        try:
-            return file.read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise StorageError(f"cannot read {file}: {error}") from None
-    return str(read_stdin()).strip() if given == "-" else str(given)
 
 
 def renew_now(home: Path) -> Identity:

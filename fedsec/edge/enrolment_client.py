@@ -42,16 +42,16 @@ from fedsec.edge.enrolment_frames import (
     decode,
     encode,
 )
-from fedsec.errors import CertificateError, ConfigError, ProtocolError, StorageError
+from fedsec.errors import CertificateError, ConfigError, DecodeError, ProtocolError, StorageError
 from fedsec.files import atomic_write_bytes
 from fedsec.identity.csr import make_csr
 from fedsec.identity.enrolment import RenewalRequest
-from fedsec.identity.folder import Identity, create_identity, load_identity, load_key
+from fedsec.identity.folder import Identity, create_identity, load_identity, load_key, read_secret
 from fedsec.identity.names import Role
 from fedsec.identity.revocation import RevocationList, RevokedError, verify_crl
 from fedsec.identity.roster import SignedRoster, VerifiedRoster, verify_roster
 from fedsec.identity.tls import to_pem
-from fedsec.identity.tokens import Token, check_address, read_token
+from fedsec.identity.tokens import MAX_TOKEN_CHARS, Token, check_address, read_token
 from fedsec.identity.verify import check_issuers, verify_peer
 from fedsec.signing import Signer, verify_signature
 from fedsec.translog.head import VerifiedHead, verify_head
@@ -97,6 +97,32 @@ class VerifiedBundle:
     crl: RevocationList
     certificates: dict[str, bytes]
     log_head: VerifiedHead
+
+
+def token_text(given: str | None, file: Path | None, read_stdin: Callable[[], str]) -> str:
+    """The token as an operator hands it over: in a file that only its owner may read, on standard input (``-``), or as an argument.
+
+    Args:
+        given: the argument, if there is one; ``-`` reads standard input.
+        file: the file, if there is one; ``-`` reads standard input.
+        read_stdin: reads it.
+
+    Raises:
+        ConfigError: none, or both.
+        StorageError: the file cannot be read, or others may read it.
+        DecodeError: not text.
+    """
+    if (given is None) == (file is None):
+        raise ConfigError("give the token once", field="token", mend="--token-file FILE; - reads standard input; it is a secret until used")
+    if "-" in (given, str(file)):
+        return read_stdin()[: 2 * MAX_TOKEN_CHARS].strip()
+    if given is not None:
+        return given.strip()
+    assert file is not None
+    try:
+        return read_secret(file).decode("ascii").strip()
+    except UnicodeDecodeError:
+        raise DecodeError(f"{file} holds no token") from None
 
 
 def fetch_certificate(address: str, *, timeout_s: float = TIMEOUT_S) -> bytes:

@@ -39,6 +39,7 @@ from fedsec.edge.trust import Trust
 from fedsec.edge.upstream import Upstream
 from fedsec.errors import FedsecError, StorageError
 from fedsec.files import exclusive_lock
+from fedsec.identity.folder import use_passphrase_file
 from fedsec.identity.tls import server_credentials
 
 GRACE_S = 5.0
@@ -238,9 +239,13 @@ def main() -> None:
     """Entry point of the process."""
     parser = argparse.ArgumentParser(prog="fedsec.edge.gateway", description="The gateway of a server host.")
     parser.add_argument("--home", type=Path, required=True, help="the server's folder, with server.toml")
+    parser.add_argument(
+        "--passphrase-file", type=Path, default=None, help="file with the key's passphrase; default $FEDSEC_PASSPHRASE_FILE"
+    )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
+        use_passphrase_file(arguments.passphrase_file)
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(run_gateway(load_server_settings(arguments.home)))
     except FedsecError as error:

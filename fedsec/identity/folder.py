@@ -12,6 +12,8 @@
 3. A renewed certificate must be for the same key, name and root; it is checked before it is written. The issuer is written first: it
    may have been renewed too, and goes with old certificates as well, since it keeps its key.
 4. Loading checks the chain, but not the time: an expired identity loads, so that its holder can say so and renew it.
+5. The passphrase of an encrypted key comes from a file that ``FEDSEC_PASSPHRASE_FILE`` names, where none is given: processes hand each other
+   the file's path, never its content.
 """
 
 from __future__ import annotations
@@ -36,6 +38,13 @@ KEY, CERTIFICATE, INTERMEDIATE, ROOT = "key.pem", "certificate.der", "intermedia
 MAX_FILE_BYTES = 64 * 1024
 """Upper limit on each of the files."""
 MAX_PASSPHRASE_BYTES = 1000
+PASSPHRASE_VARIABLE = "FEDSEC_PASSPHRASE_FILE"  # noqa: S105 - a name
+"""Environment variable that names the file with the passphrase."""
+
+CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"
+"""Environment variable in which systemd names the folder of what ``LoadCredential=`` handed over."""
+
+_ENCRYPTED = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
 
 
 @dataclass(frozen=True)
@@ -100,13 +109,13 @@ def load_identity(folder: Path, *, passphrase: bytes | None = None) -> Identity:
 
     Args:
         folder: where.
-        passphrase: of the key, if it is encrypted.
+        passphrase: of the key, if it is encrypted; None asks ``FEDSEC_PASSPHRASE_FILE``.
 
     Raises:
         StorageError: a file is missing or damaged, or the key may be read by others.
         CertificateError: the certificate is not for the key, or does not chain to the root.
     """
-    signer = load_key(folder / KEY, passphrase=passphrase)
+    signer = load_own_key(folder, passphrase=passphrase)
     certificate, intermediate, root = (_read(folder / name) for name in (CERTIFICATE, INTERMEDIATE, ROOT))
     return make_identity(signer, certificate, intermediate, root)
 
@@ -152,7 +161,7 @@ def replace_certificate(folder: Path, certificate_der: bytes, intermediate_der: 
         folder: of an identity.
         certificate_der: for the same key and name.
         intermediate_der: its issuer, of the same root.
-        passphrase: of the key, if it is encrypted.
+        passphrase: of the key, if it is encrypted; None asks ``FEDSEC_PASSPHRASE_FILE``.
 
     Returns:
         The identity from now on.
@@ -161,7 +170,7 @@ def replace_certificate(folder: Path, certificate_der: bytes, intermediate_der: 
         CertificateError: another key, name or root; nothing was changed.
         StorageError: as :func:`load_identity`, or the file system refused.
     """
-    signer, root = load_key(folder / KEY, passphrase=passphrase), _read(folder / ROOT)
+    signer, root = load_own_key(folder, passphrase=passphrase), _read(folder / ROOT)
     renewed = make_identity(signer, certificate_der, intermediate_der, root)
     if renewed.name != claimed_name(_read(folder / CERTIFICATE)):
         raise CertificateError(f"the new certificate is for another name: {renewed.name.uri}")
@@ -170,17 +179,63 @@ def replace_certificate(folder: Path, certificate_der: bytes, intermediate_der: 
     return renewed
 
 
+def load_own_key(folder: Path, *, passphrase: bytes | None = None) -> Signer:
+    """The key of an identity.
+
+    Args:
+        folder: of the identity.
+        passphrase: of the key, if it is encrypted; None asks ``FEDSEC_PASSPHRASE_FILE``, for an encrypted key only.
+
+    Raises:
+        StorageError: as :func:`load_key`, or the passphrase's file cannot be used.
+    """
+    path = folder / KEY
+    if passphrase is None and _ENCRYPTED in read_secret(path):
+        passphrase = passphrase_of(None)
+        if passphrase is None:
+            raise StorageError(f"{path} is encrypted: name the file with its passphrase, --passphrase-file or {PASSPHRASE_VARIABLE}")
+    return load_key(path, passphrase=passphrase)
+
+
 def load_key(path: Path, *, passphrase: bytes | None = None) -> Signer:
     """Read a private key that only its owner may read.
 
     Raises:
         StorageError: missing, damaged, a link, readable by others, or under another passphrase.
     """
-    pem = _read_secret(path)
+    pem = read_secret(path)
     try:
         return Signer.from_pem(pem, passphrase=passphrase)
     except StorageError as error:
         raise StorageError(f"{path}: {error}") from None
+
+
+def passphrase_of(given: Path | None) -> bytes | None:
+    """The passphrase in the file that is given, else in the one that ``FEDSEC_PASSPHRASE_FILE`` names; None: neither.
+
+    Raises:
+        StorageError: as :func:`read_passphrase`.
+    """
+    named = os.environ.get(PASSPHRASE_VARIABLE)
+    return read_passphrase(given or (Path(named) if named else None))
+
+
+def use_passphrase_file(given: Path | None) -> bytes | None:
+    """Have this process and those that it starts use the passphrase in a file: the path goes into the environment, nothing else does.
+
+    Args:
+        given: the file; None leaves the environment as it is.
+
+    Returns:
+        The passphrase that counts from now on, if there is one.
+
+    Raises:
+        StorageError: as :func:`read_passphrase`.
+    """
+    found = passphrase_of(given)
+    if given is not None:
+        os.environ[PASSPHRASE_VARIABLE] = str(given.absolute())
+    return found
 
 
 def read_passphrase(path: Path | None) -> bytes | None:
@@ -191,26 +246,41 @@ def read_passphrase(path: Path | None) -> bytes | None:
     """
     if path is None:
         return None
-    passphrase = _read_secret(path).split(b"\n", 1)[0].rstrip(b"\r")
+    passphrase = read_secret(path).split(b"\n", 1)[0].rstrip(b"\r")
     if not 1 <= len(passphrase) <= MAX_PASSPHRASE_BYTES:
         raise StorageError(f"{path}: its first line is empty, or longer than {MAX_PASSPHRASE_BYTES} bytes")
     return passphrase
 
 
-def _read_secret(path: Path) -> bytes:
+def read_secret(path: Path) -> bytes:
+    """The content of a file that only its owner may read, or that systemd handed over.
+
+    systemd grants a service its credentials by an access list, under which the mode reads 0440; in ``$CREDENTIALS_DIRECTORY`` a file of
+    root's or ours that others can neither read nor write passes for that reason.
+
+    Raises:
+        StorageError: missing, a link, no plain file, or readable by others.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as handle:
             status = os.fstat(handle.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise StorageError(f"{path} is not a plain file")
-            if status.st_mode & 0o077:
+            if status.st_mode & 0o077 and not _is_credential(path, status):
                 raise StorageError(
                     f"{path} may be read by others (mode {stat.S_IMODE(status.st_mode):o}); chmod 600, and think of a new key"
                 )
             return handle.read(MAX_FILE_BYTES)
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _is_credential(path: Path, status: os.stat_result) -> bool:
+    folder = os.environ.get(CREDENTIALS_VARIABLE)
+    if not folder or status.st_uid not in (0, os.getuid()) or status.st_mode & 0o037:
+        return False
+    return path.parent.resolve() == Path(folder).resolve()
 
 
 def _read(path: Path) -> bytes:

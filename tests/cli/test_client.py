@@ -151,6 +151,7 @@ def test_enrolment_with_a_real_ca_writes_everything(tmp_path):
 
     of_ca("init", "hearts.example", "--address", f"127.0.0.1:{port}")
     (tmp_path / "token").write_text(json.loads(of_ca("token", "--node", "client-7", "--site", "basel", "--json"))["token"])
+    (tmp_path / "token").chmod(0o600)
     with serving(folder, port):
         home = tmp_path / "home"
         facts = json.loads(invoke("enroll", "--token-file", tmp_path / "token", *SITE, "--home", home, "--json"))

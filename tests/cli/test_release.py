@@ -165,8 +165,9 @@ def test_help_loads_nothing_heavy():
 @pytest.mark.parametrize("token", ["", "not a token", "fedsec1.e30.AAAA"])
 def test_what_is_no_token_makes_no_administrator(tmp_path, token):
     (tmp_path / "token").write_text(token)
+    (tmp_path / "token").chmod(0o600)
     with pytest.raises(FedsecError):
         invoke("enroll", tmp_path / "ada", "--token-file", tmp_path / "token")
-    with pytest.raises(ConfigError):
+    with pytest.raises(StorageError):
         invoke("enroll", tmp_path / "ada", "--token-file", tmp_path / "none")
     assert not (tmp_path / "ada").exists()

@@ -156,6 +156,22 @@ def test_another_server_of_the_federation_is_not_the_one_that_the_site_chose(sit
     assert untouched(site)
 
 
+def test_a_client_whose_key_is_encrypted_gets_the_passphrase_by_the_name_of_a_file(site, monkeypatch):
+    folder, file = site.path / "identity", site.path / "passphrase"
+    (folder / "key.pem").write_bytes(Signer.from_pem((folder / "key.pem").read_bytes()).to_pem(passphrase=b"open sesame"))
+    from client.credentials import _deployed
+
+    monkeypatch.delenv("FEDSEC_PASSPHRASE_FILE", raising=False)
+    _deployed.cache_clear()
+    with pytest.raises(FedsecError, match="its own log says why"):
+        ask(site, sign(request(records.DESCRIBE), site.server))
+    file.write_text("open sesame\n")
+    file.chmod(0o600)
+    monkeypatch.setenv("FEDSEC_PASSPHRASE_FILE", str(file))
+    assert ask(site, sign(request(records.DESCRIBE), site.server)).has_content()
+    _deployed.cache_clear()
+
+
 def crl(site, number, *revoked, now=None):
     serials = [x509.load_der_x509_certificate(identity.certificate_der).serial_number for identity in revoked]
     now = now or datetime.now(UTC)

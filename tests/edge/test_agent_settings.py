@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from fedsec.edge.agent_settings import client_home, load_agent_settings, read_agent_settings
-from fedsec.edge.agent_setup import Site, token_of, write_home
+from fedsec.edge.agent_setup import Site, write_home
+from fedsec.edge.enrolment_client import token_text
 from fedsec.errors import ConfigError, StorageError
 from fedsec.signing import Signer
 
@@ -105,11 +106,15 @@ def test_what_is_there_stays(tmp_path):
 def test_a_token_comes_from_one_place(tmp_path):
     file = tmp_path / "token"
     file.write_text("from-file\n")
-    assert token_of(None, file, lambda: "") == "from-file"
-    assert token_of("-", None, lambda: "from-stdin\n") == "from-stdin"
-    assert token_of("as-given", None, lambda: "") == "as-given"
+    with pytest.raises(StorageError, match="may be read by others"):
+        token_text(None, file, lambda: "")
+    file.chmod(0o600)
+    assert token_text(None, file, lambda: "") == "from-file"
+    assert token_text("-", None, lambda: "from-stdin\n") == "from-stdin"
+    assert token_text(None, Path("-"), lambda: "from-stdin\n") == "from-stdin"
+    assert token_text("as-given", None, lambda: "") == "as-given"
     for given, path in ((None, None), ("x", file)):
         with pytest.raises(ConfigError, match="token"):
-            token_of(given, path, lambda: "")
+            token_text(given, path, lambda: "")
     with pytest.raises(StorageError):
-        token_of(None, tmp_path / "none", lambda: "")
+        token_text(None, tmp_path / "none", lambda: "")

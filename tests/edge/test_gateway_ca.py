@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import json
+import os
+import subprocess
 import sys
 import time
 from datetime import timedelta
@@ -24,7 +27,7 @@ from fedsec.edge.enrolment_client import enrol
 from fedsec.edge.enrolment_service import make_server
 from fedsec.edge.gateway import Gateway
 from fedsec.edge.server_settings import load_server_settings
-from fedsec.errors import CertificateError
+from fedsec.errors import CertificateError, FedsecError
 from fedsec.identity.enrolment import make_renewal
 from fedsec.identity.folder import load_identity, make_identity
 from fedsec.identity.names import Role
@@ -50,6 +53,7 @@ class CaWorld:
         self.command("init", "--federation", FEDERATION, "--listen", f"127.0.0.1:{self.port}", "--superlink-port", str(self.superlink_port))
         token, _ = self.host.token(Role.SERVER, None, "main", now=now())
         (folder / "token").write_text(token + "\n")
+        (folder / "token").chmod(0o600)
         self.command("enroll", "--token-file", str(folder / "token"))
         for name in ("node-a", "node-b"):
             self.enrol(name)
@@ -86,6 +90,40 @@ def world(tmp_path):
     world = CaWorld(tmp_path)
     yield world
     world.service.stop(0).wait()
+
+
+def test_the_servers_certificate_is_renewed_by_hand(world):
+    before = load_identity(world.home / "identity")
+    facts = json.loads(world.command("renew", "--json"))
+    after = load_identity(world.home / "identity")
+    assert (after.serial_number != before.serial_number, after.signer.public_key) == (True, before.signer.public_key)
+    assert facts["serial_number"] == f"{after.serial_number:X}"
+    world.host.revoke("main", Reason.CESSATION, now=now())
+    with pytest.raises(FedsecError, match="revoked"):
+        world.command("renew")
+    assert load_identity(world.home / "identity").serial_number == after.serial_number
+
+
+def test_a_gateway_process_reads_its_key_with_a_passphrase_that_no_other_user_sees(world, tmp_path):
+    """The process's arguments and environment hold the file's path, and the passphrase is in neither."""
+    key, file = world.home / "identity" / "key.pem", tmp_path / "passphrase"
+    key.write_bytes(Signer.from_pem(key.read_bytes()).to_pem(passphrase=b"open sesame"))
+    file.write_text("open sesame\n")
+    file.chmod(0o600)
+    command = [sys.executable, "-m", "fedsec.edge.gateway", "--home", str(world.home)]
+    bare = {name: value for name, value in os.environ.items() if name != "FEDSEC_PASSPHRASE_FILE"}
+    for more, environment in (((), {**bare, "FEDSEC_PASSPHRASE_FILE": str(file)}), (("--passphrase-file", str(file)), bare)):
+        with subprocess.Popen([*command, *more], env=environment, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert "listening on port" in process.stdout.readline()
+                for part in ("cmdline", "environ"):
+                    assert b"sesame" not in Path(f"/proc/{process.pid}/{part}").read_bytes()
+            finally:
+                process.terminate()
+                assert process.wait(20) == 0
+    done = subprocess.run(command, env=bare, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "is encrypted: name the file with its passphrase" in done.stderr
 
 
 def test_enrolled_listed_served_and_revoked_within_five_seconds(world):
@@ -249,6 +287,7 @@ def test_a_token_for_somebody_else_enrols_no_server(world, tmp_path):
     runner.invoke(server_app, ["init", "--federation", FEDERATION, "--home", str(home)], catch_exceptions=False)
     token, _ = world.host.token(Role.NODE, "basel", "node-c", now=now())
     (tmp_path / "other").write_text(token)
+    (tmp_path / "other").chmod(0o600)
     with pytest.raises(FedsecError, match="the token is for"):
         runner.invoke(server_app, ["enroll", "--token-file", str(tmp_path / "other"), "--home", str(home)], catch_exceptions=False)
     assert not (home / "identity").exists()

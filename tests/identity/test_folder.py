@@ -8,7 +8,17 @@ import pytest
 
 from fedsec.errors import CertificateError, StorageError
 from fedsec.identity.ca import CertificateAuthority
-from fedsec.identity.folder import create_identity, load_identity, load_key, read_passphrase, replace_certificate
+from fedsec.identity.folder import (
+    PASSPHRASE_VARIABLE,
+    create_identity,
+    load_identity,
+    load_key,
+    load_own_key,
+    passphrase_of,
+    read_passphrase,
+    replace_certificate,
+    use_passphrase_file,
+)
 from fedsec.identity.names import Role
 from fedsec.signing import Signer
 
@@ -165,6 +175,54 @@ def test_a_key_may_be_read_alone(tmp_path):
     assert load_key(make(tmp_path / "identity") / "key.pem").public_key == SIGNER.public_key
     with pytest.raises(StorageError):
         load_key(tmp_path / "none.pem")
+
+
+def test_the_environment_names_the_file_with_the_passphrase_and_never_the_passphrase(tmp_path, monkeypatch):
+    """What an agent hands to its ClientApp, and a server host to its gateway."""
+    folder, file = make(tmp_path / "identity", passphrase=b"open sesame"), tmp_path / "passphrase"
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, "")
+    monkeypatch.delenv(PASSPHRASE_VARIABLE)
+    with pytest.raises(StorageError, match="is encrypted: name the file"):
+        load_identity(folder)
+    file.write_text("open sesame\n")
+    file.chmod(0o600)
+    assert use_passphrase_file(None) is None
+    assert use_passphrase_file(file) == passphrase_of(None) == b"open sesame"
+    assert os.environ[PASSPHRASE_VARIABLE] == str(file)
+    assert load_identity(folder).signer.public_key == load_own_key(folder).public_key == SIGNER.public_key
+    renewed = issue(now=NOW + timedelta(hours=1))
+    assert replace_certificate(folder, renewed, AUTHORITY.intermediate_der).certificate_der == renewed
+    assert b"ENCRYPTED" in (folder / "key.pem").read_bytes()
+    load_identity(make(tmp_path / "plain"))  # a key in the clear needs none
+    file.write_text("open barley\n")
+    with pytest.raises(StorageError, match=r"key\.pem"):
+        load_identity(folder)
+    file.unlink()
+    with pytest.raises(StorageError, match="passphrase"):
+        load_identity(folder)
+
+
+@pytest.mark.parametrize(("mode", "passes"), [(0o440, True), (0o400, True), (0o600, True), (0o460, False), (0o444, False), (0o442, False), (0o450, False)])  # fmt: skip
+def test_what_systemd_hands_over_may_be_readable_by_a_group(tmp_path, monkeypatch, mode, passes):
+    """LoadCredential= grants by an access list, whose mask shows as the group's bits."""
+    folder = tmp_path / "credentials"
+    (folder / "sub").mkdir(parents=True)
+    for path in (folder / "passphrase", folder / "sub" / "passphrase", tmp_path / "passphrase"):
+        path.write_text("open sesame\n")
+        path.chmod(mode)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(folder))
+    if passes:
+        assert read_passphrase(folder / "passphrase") == b"open sesame"
+    else:
+        with pytest.raises(StorageError, match="may be read by others"):
+            read_passphrase(folder / "passphrase")
+    if mode & 0o077:
+        for elsewhere in (tmp_path / "passphrase", folder / "sub" / "passphrase", folder / ".." / "passphrase"):
+            with pytest.raises(StorageError, match="may be read by others"):
+                read_passphrase(elsewhere)
+        monkeypatch.delenv("CREDENTIALS_DIRECTORY")
+        with pytest.raises(StorageError, match="may be read by others"):
+            read_passphrase(folder / "passphrase")
 
 
 def test_passphrases_come_from_files_of_their_owner(tmp_path):
