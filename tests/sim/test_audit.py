@@ -123,11 +123,20 @@ def test_the_same_seed_gives_the_same_report_and_progress_ends_at_the_end():
     assert shares[-1] == 1.0
 
 
-def test_a_short_run_leaves_the_reset_out_and_says_so():
+def test_a_short_plan_gets_a_longer_reset_and_it_is_said():
     plan = load_plan(None, overrides=(*CLEAR, "federation.rounds=2"))
     report = audit_plan(plan, 1, kinds=(), controls=("accountant-reset",), canaries=8)
-    assert report.controls == ()
-    assert any("accountant-reset" in note for note in report.notes)
+    assert [control.arm for control in report.controls] == ["accountant-reset"]
+    assert any("ran for 30 rounds, the plan has 2" in note for note in report.notes)
+
+
+def test_a_small_model_is_trained_several_times_each_with_canaries_of_its_own():
+    plan = load_plan(None, overrides=(*CLEAR, "data.name=breast-cancer", "federation.rounds=2", "data.partition=iid"))
+    (result,) = audit_plan(plan, 1, kinds=("one-run",), controls=(), canaries=400).results
+    federation = Federation.of(plan, canaries=400, candidates=0)
+    assert federation.num_canaries < 200
+    assert 400 <= result.num_canaries < 400 + federation.num_canaries
+    assert result.num_canaries % federation.num_canaries == 0
 
 
 def test_lira_runs_on_small_models_and_an_unknown_attack_is_refused():

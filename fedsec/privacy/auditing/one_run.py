@@ -110,14 +110,16 @@ def number_of_guesses(*, num_canaries: int, separation: float, delta: float, con
     if num_canaries < 2:
         raise ValueError(f"{num_canaries} canaries are too few to guess about")
     distance = min(max(separation, 0.0), _MOST_SEPARATION)
-    best, best_bound = 2, -1.0
+    best, best_key = 2, (-1.0, 0.0)
     for share in _SHARES:
         count = min(num_canaries - num_canaries % 2, max(2, 2 * round(share * num_canaries / 2)))
         right = _expected_accuracy(distance, count / num_canaries)
         correct = max(0, math.floor(count * right - math.sqrt(count * right * (1.0 - right))))
         bound = epsilon_lower_bound(num_canaries=num_canaries, num_guesses=count, num_correct=correct, delta=delta, confidence=confidence)
-        if bound > best_bound:
-            best, best_bound = count, bound
+        # Where no share shows anything, the one on which luck weighs least.
+        key = (bound, (right - 0.5) * math.sqrt(count))
+        if key > best_key:
+            best, best_key = count, key
     return best
 
 

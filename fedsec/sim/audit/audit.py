@@ -19,17 +19,17 @@ from fedsec.errors import ConfigError
 from fedsec.plan.model import Plan
 from fedsec.privacy.auditing.results import CONTROLS, Adversary, Arm, AuditReport, AuditResult, Kind, PrivacyPoint
 from fedsec.sim.audit.federation import Floats, Progress
+from fedsec.sim.audit.hunt import hunt
 from fedsec.sim.audit.judging import Claim, Setting, claim_of
 from fedsec.sim.audit.noise import noise_multiplier_of
 from fedsec.sim.audit.shadows import SHADOW_MODELS, candidates_log_probabilities, lira_attack
-from fedsec.sim.audit.views import View
 
 AUDIT_DELTA = 1e-5
 CONTROL_EPSILON = 1.0
 """What controls claim: a few thousand canaries can refute it with room to spare."""
 WEAKER = 10.0
-FEWEST_ROUNDS_FOR_RESET = 15
-"""With fewer rounds, forgetting the earlier ones understates epsilon by too little to be seen for sure."""
+RESET_ROUNDS = 30
+"""Fewest rounds of the control that forgets earlier ones: with few there is too little to forget to be seen for sure."""
 CANARIES = 4000
 DEFAULT_KINDS: tuple[Kind, ...] = ("one-run", "loss-threshold")
 
@@ -68,8 +68,8 @@ def audit_plan(
     if unknown := sorted(set(kinds) - {"one-run", "loss-threshold", "lira"}):
         raise ConfigError(f"no attack is called {unknown[0][:40]!r}", field="kinds", mend="one-run, loss-threshold or lira")
     begun = time.monotonic()
-    steps = _Steps(progress, total=2 + len(controls) + (shadow_models if "lira" in kinds else 0))
     setting = Setting.of(plan, seed, kinds, canaries=canaries, delta=delta, most_records=most_records)
+    steps = _Steps(progress, total=_trainings(setting, kinds, controls, shadow_models))
     results = _attack_plan(setting, kinds, steps, shadow_models)
     found = _run_controls(setting, controls, steps)
     notes = _notes(setting, kinds, controls, [*results, *found])
@@ -90,7 +90,14 @@ def audit_controls(
 ) -> tuple[AuditResult, ...]:
     """The controls alone; arguments as for :func:`audit_plan`. A plan without privacy is given the clip norm of its section."""
     setting = Setting.of(plan, seed, (), canaries=canaries, delta=delta, most_records=most_records)
-    return _run_controls(setting, controls, _Steps(progress, total=len(controls)))
+    return _run_controls(setting, controls, _Steps(progress, total=_trainings(setting, (), controls, 0)))
+
+
+def _trainings(setting: Setting, kinds: Collection[Kind], controls: Sequence[Arm], shadow_models: int) -> int:
+    """How many federated trainings an audit takes."""
+    caught = len(controls) + ("one-run" in kinds)
+    on_the_model = bool({"loss-threshold", "lira"} & set(kinds)) + (max(2, shadow_models // 2 * 2) if "lira" in kinds else 0)
+    return setting.runs * caught + on_the_model
 
 
 class _Steps:
@@ -113,12 +120,16 @@ def _attack_plan(setting: Setting, kinds: Collection[Kind], steps: _Steps, shado
     results: list[AuditResult] = []
     if "one-run" in kinds:
         adversaries: tuple[Adversary, ...] = ("updates", "sum", "sketches") if plan.secagg.enabled else ("updates",)
-        views = [View(federation=setting.federation, adversary=name, noise_multiplier=sigma) for name in adversaries]
-        setting.federation.run(coins, noise_multiplier=sigma, label="canaries", observers=views, progress=steps)
-        members = np.concatenate(coins.canaries)
-        results += [
-            setting.judge(view.scores, members, claim, kind="one-run", adversary=view.adversary, sums=view.sums) for view in views
-        ]  # fmt: skip
+        caught = hunt(
+            setting.federation,
+            coins,
+            runs=setting.runs,
+            noise_multiplier=sigma,
+            label="canaries",
+            adversaries=adversaries,
+            progress=steps,
+        )
+        results += [setting.judge(one.scores, one.members, claim, kind="one-run", adversary=one.adversary, sums=one.sums) for one in caught]
     on_the_model: tuple[Kind, ...] = ("loss-threshold", "lira")
     asked = [kind for kind in on_the_model if kind in kinds]
     if asked:
@@ -140,11 +151,7 @@ def _released_model(setting: Setting, sigma: float, steps: _Steps) -> Floats:
 
 
 def _run_controls(setting: Setting, controls: Sequence[Arm], steps: _Steps) -> tuple[AuditResult, ...]:
-    return tuple(_control(setting, arm, steps) for arm in controls if arm != "accountant-reset" or _can_reset(setting.plan))
-
-
-def _can_reset(plan: Plan) -> bool:
-    return plan.federation.rounds >= FEWEST_ROUNDS_FOR_RESET
+    return tuple(_control(setting, arm, steps) for arm in controls)
 
 
 def _control(setting: Setting, arm: Arm, steps: _Steps) -> AuditResult:
@@ -154,12 +161,17 @@ def _control(setting: Setting, arm: Arm, steps: _Steps) -> AuditResult:
         sigma = setting.noise(CONTROL_EPSILON, plan.training.steps)
     else:
         sigma = 0.0 if arm == "no-noise" else setting.noise(CONTROL_EPSILON, plan.total_steps) / WEAKER
-    private = setting.federation.with_privacy()
-    view = View(federation=private, adversary="updates", noise_multiplier=sigma)
-    private.run(setting.coins, noise_multiplier=sigma, label=arm, observers=[view], progress=steps)
+    (caught,) = hunt(
+        setting.federation.as_control(least_rounds=RESET_ROUNDS if arm == "accountant-reset" else 1),
+        setting.coins,
+        runs=setting.runs,
+        noise_multiplier=sigma,
+        label=arm,
+        adversaries=("updates",),
+        progress=steps,
+    )
     claim = Claim(arm=arm, claimed=point, audited=point)
-    members = np.concatenate(setting.coins.canaries)
-    return setting.judge(view.scores, members, claim, kind="one-run", adversary="updates", sums=view.sums)
+    return setting.judge(caught.scores, caught.members, claim, kind="one-run", adversary="updates", sums=caught.sums)
 
 
 def _notes(setting: Setting, kinds: Collection[Kind], controls: Sequence[Arm], results: Sequence[AuditResult]) -> tuple[str, ...]:
@@ -170,9 +182,10 @@ def _notes(setting: Setting, kinds: Collection[Kind], controls: Sequence[Arm], r
         else "canaries are random directions: what the other records add by chance of sampling hides them in part, which lowers the bounds"
     )
     if federation.num_canaries < setting.wanted:
-        notes.append(f"{federation.num_canaries} canaries: more do not stay apart in a model of this size")
-    if "accountant-reset" in controls and not _can_reset(setting.plan):
-        notes.append(f"the control accountant-reset needs {FEWEST_ROUNDS_FOR_RESET} rounds and was left out")
+        again = f"; {setting.runs} runs, each with as many of its own" if setting.runs > 1 else ""
+        notes.append(f"{federation.num_canaries} canaries in a run: more do not stay apart in a model of this size{again}")
+    if "accountant-reset" in controls and setting.plan.federation.rounds < RESET_ROUNDS:
+        notes.append(f"the control accountant-reset ran for {RESET_ROUNDS} rounds, the plan has {setting.plan.federation.rounds}")
     if {"loss-threshold", "lira"} & set(kinds):
         notes.append("attacks on the released model are blind where the model does not overfit: an AUC near 0.5 proves nothing")
     if any(result.no_power for result in results):

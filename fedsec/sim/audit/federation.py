@@ -103,12 +103,13 @@ class Federation:
         """Over all clients, in or out."""
         return sum(len(site.directions) for site in self.sites)
 
-    def with_privacy(self) -> Federation:
-        """The same, trained with per-record clipping and noise even if the plan has none."""
-        if self.plan.is_private:
-            return self
-        privacy = self.plan.privacy.model_copy(update={"unit": "example", "epsilon": 1.0})
-        return replace(self, plan=self.plan.model_copy(update={"privacy": privacy}))
+    def as_control(self, *, least_rounds: int = 1) -> Federation:
+        """The same, trained with per-record clipping and noise even if the plan has none, for at least so many rounds."""
+        privacy, federation = self.plan.privacy, self.plan.federation
+        if not self.plan.is_private:
+            privacy = privacy.model_copy(update={"unit": "example", "epsilon": 1.0})
+        longer = federation.model_copy(update={"rounds": max(federation.rounds, least_rounds)})
+        return replace(self, plan=self.plan.model_copy(update={"privacy": privacy, "federation": longer}))
 
     def model(self, arrays: dict[str, FloatArray] | None = None) -> Model:
         """A model with these shared parameters, or the first ones."""

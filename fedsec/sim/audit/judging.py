@@ -16,6 +16,7 @@ from fedsec.privacy.auditing.one_run import CONFIDENCE, count_correct, epsilon_l
 from fedsec.privacy.auditing.results import Adversary, Arm, AuditResult, Kind, PrivacyPoint
 from fedsec.privacy.calibration import calibrate_noise_multiplier
 from fedsec.sim.audit.federation import Federation, Floats
+from fedsec.sim.audit.hunt import runs_needed
 from fedsec.sim.audit.sites import Coins, Flags
 
 CANDIDATES = 1000
@@ -58,6 +59,11 @@ class Setting:
     def plan(self) -> Plan:
         """With the audit's seed."""
         return self.federation.plan
+
+    @property
+    def runs(self) -> int:
+        """Trainings for one set of canaries."""
+        return runs_needed(self.federation, self.wanted)
 
     def noise(self, epsilon: float, steps: int) -> float:
         """The noise multiplier that spends this epsilon, at the audit's delta, over so many steps."""

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from fedsec.codec import digest
 from fedsec.privacy.auditing.results import Adversary
@@ -22,7 +21,6 @@ from fedsec.privacy.auditing.scores import CanaryScores, step_weights
 from fedsec.robust.whitening import needs_row_gram, whiten
 from fedsec.secagg.sketch import SketchMatrix
 from fedsec.sim.audit.federation import Federation, Floats
-from fedsec.vectors import FloatArray
 
 _SKETCH_LABEL = "fedsec/audit-sketch/v1"
 
@@ -67,11 +65,24 @@ class View:
         """See one round: float64 [clients, d] in clip norms."""
         self._round += 1
         seen = np.broadcast_to(updates.sum(axis=0), updates.shape) if self.adversary == "sum" else updates
-        directions = [site.directions for site in self.federation.sites]
         if self.adversary == "sketches":
-            seen, signatures = self._sketched(seen, np.concatenate([some.expand() for some in directions]))
-        else:
-            seen, signatures = directions[0].fold(seen), np.concatenate([some.inner for some in directions])
+            self._see_sketches(seen)
+            return
+        folded = self.federation.sites[0].directions.fold(seen)
+        for place, (start, end) in enumerate(self._places()):
+            self._scores.see(folded[place], self.federation.sites[place].directions.inner, slice(start, end))
+
+    def _see_sketches(self, updates: Floats) -> None:
+        """Updates and directions under this round's R, as an orthonormal projection: noise that was equal in all coordinates is so again."""
+        plan, dimension, sites = self.federation.plan, self.federation.layout.size, self.federation.sites
+        seed = digest(_SKETCH_LABEL, str(plan.federation.seed).encode(), str(self._round).encode())
+        matrix = SketchMatrix(seed=seed, num_rows=plan.secagg.sketch_rows, dimension=dimension)
+        rows = matrix.entries(0, matrix.num_rows).T.astype(np.float32)
+        products = matrix.row_products() if needs_row_gram(matrix.num_rows, dimension) else None
+        # Written out, directions take m * d numbers: client by client, and only their sketches are kept.
+        sketches = [updates.astype(np.float32) @ rows, *(site.directions.expand() @ rows for site in sites)]
+        whitened = whiten(np.concatenate(sketches), dimension=dimension, rrt=products)
+        seen, signatures = whitened[: len(updates)], whitened[len(updates) :].astype(np.float32)
         for place, (start, end) in enumerate(self._places()):
             self._scores.see(seen[place], signatures[start:end], slice(start, end))
 
@@ -80,14 +91,3 @@ class View:
         for site in self.federation.sites:
             yield start, start + len(site.directions)
             start += len(site.directions)
-
-    def _sketched(self, updates: npt.NDArray[np.floating], signatures: FloatArray) -> tuple[Floats, FloatArray]:
-        """Updates and directions under this round's R, as an orthonormal projection: noise that was equal in all coordinates is so again."""
-        plan, dimension = self.federation.plan, self.federation.layout.size
-        seed = digest(_SKETCH_LABEL, str(plan.federation.seed).encode(), str(self._round).encode())
-        matrix = SketchMatrix(seed=seed, num_rows=plan.secagg.sketch_rows, dimension=dimension)
-        rows = matrix.entries(0, matrix.num_rows).T.astype(np.float32)
-        products = matrix.row_products() if needs_row_gram(matrix.num_rows, dimension) else None
-        sketches = np.concatenate([updates.astype(np.float32) @ rows, signatures @ rows])
-        whitened = whiten(sketches, dimension=dimension, rrt=products)
-        return whitened[: len(updates)], whitened[len(updates) :].astype(np.float32)
