@@ -10,9 +10,11 @@ import torch
 from client.train import local_update
 from fedsec.errors import AuditError, ConfigError, PrivacyClaimRefuted
 from fedsec.plan.load import load_plan
+from fedsec.privacy import dpsgd
 from fedsec.privacy.auditing.results import AuditReport
+from fedsec.privacy.clipping import clip_and_sum
 from fedsec.privacy.dpsgd import SgdSettings
-from fedsec.privacy.streams import RoundStreams, derive_key, simulation_root
+from fedsec.privacy.streams import KeyedStream, RoundStreams, derive_key, simulation_root
 from fedsec.sim.audit import audit_clients, audit_controls, audit_plan, judging
 from fedsec.sim.audit.federation import Federation
 from fedsec.sim.audit.sites import Coins
@@ -83,6 +85,28 @@ def test_an_accountant_that_understates_is_refuted_loudly(monkeypatch):
     assert report.refuted
     with pytest.raises(PrivacyClaimRefuted):
         report.check()
+
+
+def _a_tenth_of_the_noise(monkeypatch):
+    real = KeyedStream.add_gaussian
+    monkeypatch.setattr(KeyedStream, "add_gaussian", lambda self, values, stddev: real(self, values, stddev / 10.0))
+
+
+def _everybody_in_every_batch(monkeypatch):
+    monkeypatch.setattr(KeyedStream, "bernoulli", lambda _self, n, _rate: np.ones(n, dtype=bool))
+
+
+def _no_clipping(monkeypatch):
+    monkeypatch.setattr(dpsgd, "clip_and_sum", lambda parts, _: clip_and_sum(parts, math.inf))
+
+
+@pytest.mark.parametrize("breaks", [_a_tenth_of_the_noise, _everybody_in_every_batch, _no_clipping])
+def test_a_fault_in_the_training_code_itself_is_found(monkeypatch, breaks):
+    """Nobody tells the audit: the plan says epsilon = 1, the accountant is right about what it was told, and the code does something else."""
+    breaks(monkeypatch)
+    plan = load_plan(None, overrides=(*CLEAR, "privacy.epsilon=1.0", "privacy.delta=1e-5", "federation.rounds=16"))
+    with pytest.raises(PrivacyClaimRefuted):
+        audit_plan(plan, 1, kinds=("one-run",), controls=(), canaries=1200).check()
 
 
 def test_an_audit_with_hardly_a_canary_is_called_blind():
