@@ -117,15 +117,20 @@ def issue(
     print(json.dumps(_facts(record)) if as_json else f"{_line(record)}\nin {out}")
 
 
-@app.command("list", epilog="Examples:  fedsec ca list  ·  fedsec ca list --all  ·  fedsec ca list --json")
+@app.command("list", epilog="Examples:  fedsec ca list  ·  fedsec ca list --all  ·  fedsec ca list --alarms  ·  fedsec ca list --json")
 def list_certificates(
     everything: bool = typer.Option(False, "--all", help="Also those that ended, or were renewed since."),
+    alarms: bool = typer.Option(False, "--alarms", help="Instead: used tokens that were shown again with another key."),
     folder: Path = CA,
     passphrase_file: Path | None = PASSPHRASE,
     as_json: bool = JSON,
 ) -> None:
-    """List certificates: the newest of each name, and what was revoked."""
-    records = _open(folder, passphrase_file).records()
+    """List certificates: the newest of each name, and what was revoked; or alarms."""
+    host = _open(folder, passphrase_file)
+    if alarms:
+        _print_alarms(host, as_json=as_json)
+        return
+    records = host.records()
     if not everything:
         newest = {(record.role, record.name, record.public_key): record for record in records}
         records = sorted(newest.values(), key=lambda record: (record.role, record.name, record.issued_at))
@@ -304,6 +309,32 @@ def _who(node: str | None, site: str | None, server: str | None, admin: str | No
     if (site is not None) != (node is not None):
         raise ConfigError("a node has a site, and nobody else has", field="--site", mend="give --node and --site together")
     return given[0]
+
+
+def _print_alarms(host: CaHost, *, as_json: bool) -> None:
+    found = host.alarms()
+    if as_json:
+        facts = [
+            {
+                "role": item.role.value,
+                "site": item.site,
+                "name": item.name,
+                "serial_number": f"{item.serial_number:X}",
+                "first_at": _time(item.first_at),
+                "last_at": _time(item.last_at),
+                "times": item.times,
+            }
+            for item in found
+        ]
+        print(json.dumps({"alarms": facts}))
+        return
+    for item in found:
+        print(f"{_time(item.last_at)}  the token for {item.role.value} {item.name} was used, and shown {item.times}x with another key")
+        print(
+            f"    ask whose key got {item.serial_number:X}; if it was not the device's: fedsec ca revoke {item.serial_number:X} --reason key-compromise"
+        )
+    if not found:
+        print("no alarms")
 
 
 def _facts(record: Record) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from fedsec.identity.folder import load_key
 from fedsec.identity.issuing import current_roster, latest_crl, latest_roster
 from fedsec.identity.names import Role
 from fedsec.identity.register import Register
-from fedsec.identity.register_rows import Binding, Record
+from fedsec.identity.register_rows import Alarm, Binding, Record
 from fedsec.identity.revocation import Reason
 from fedsec.identity.roster import SignedRoster
 from fedsec.identity.tokens import ID_BYTES, MAX_LIFETIME, Token, make_token
@@ -211,6 +211,11 @@ class CaHost:
         """All that was issued, oldest first."""
         with self._register() as register:
             return list(register.certificates())
+
+    def alarms(self) -> list[Alarm]:
+        """Used tokens that were shown again with another key, oldest first."""
+        with self._register() as register:
+            return register.alarms()
 
     def crl(self, *, now: datetime, anew: bool = False) -> bytes:
         """The revocation list, made anew on request and when a part of its life is over."""

@@ -6,7 +6,7 @@
    ``identity.enrolment``.
 3. Requests are small, few at a time, and few a second from one address; refusals are fewer still.
 4. Who shows no token of this CA learns only that it is not accepted. Whoever holds a genuine one is told what is wrong with it.
-5. One line of JSON is logged a decision; never a token.
+5. One line of JSON is logged a decision; never a token. A used token that comes with another key is logged as an alarm, too.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from fedsec.edge.enrolment_frames import (
 )
 from fedsec.edge.enrolment_limits import RateLimit, address_of
 from fedsec.errors import DecodeError, FedsecError, SignatureError, StorageError, VerificationError
-from fedsec.identity.enrolment import RenewalRequest
+from fedsec.identity.enrolment import RenewalRequest, TokenReusedError
 from fedsec.identity.register_rows import Record
 from fedsec.identity.revocation import RevokedError
 from fedsec.identity.tls import check_tls13, to_pem
@@ -55,6 +55,9 @@ CALLS = {"burst": 200.0, "per_s": 20.0}
 """Calls of one method from one address; a gateway asks for the revocation list every few seconds, and devices may share its address."""
 REFUSALS = {"burst": 20.0, "per_s": 0.1}
 """Refused enrolments from one address, before it is not heard for a while."""
+
+ALARM = "alarm"
+"""Outcome in the log of a used token that was shown with another key."""
 
 NOT_ACCEPTED = "the token is not accepted; ask for a new one"
 
@@ -108,6 +111,9 @@ class EnrolmentService:
             try:
                 self._admit(context, method, address, now_s)
                 answer, who = work(request)
+            except TokenReusedError as error:
+                _log(method, address, ALARM, str(error))
+                refused = _refusal(error)
             except FedsecError as error:
                 refused = _refusal(error)
             except _Refused as error:
@@ -179,7 +185,7 @@ def _abort(context: grpc.ServicerContext, refused: _Refused) -> NoReturn:
 
 
 def _log(method: str, address: str, outcome: str, detail: str) -> None:
-    level = logging.INFO if outcome == "answered" else logging.WARNING
+    level = {"answered": logging.INFO, ALARM: logging.ERROR}.get(outcome, logging.WARNING)
     if method in (BUNDLE, CRL) and outcome == "answered":
         level = logging.DEBUG
     LOG.log(level, "%s", json.dumps({"method": method, "from": address, "outcome": outcome, "detail": detail[:300]}))

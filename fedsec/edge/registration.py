@@ -3,8 +3,10 @@
 1. Only keys on the CA's list are registered, by the Control API on loopback; a node cannot register itself.
 2. A client whose certificates were revoked is unregistered, so that the ServerApp does not wait for it. A client that is merely not on
    the list any more stays registered and is refused: the SuperLink never takes a key twice, and a list may be mended.
-3. ``nodes.json`` names the nodes that are served now; the ServerApp reads it. It is written only when it changed, atomically.
-4. An outage of the SuperLink is told by the exception; calling again later mends it.
+3. ``nodes.json`` names the nodes that are served now; the ServerApp reads it. It is written only when it changed, atomically. A client or
+   a key that stands in it twice makes it worth nothing: nobody counts twice.
+4. A client that enrolled anew with another key is another node: the one of its old key is unregistered, revoked or not.
+5. An outage of the SuperLink is told by the exception; calling again later mends it.
 """
 
 from __future__ import annotations
@@ -77,10 +79,11 @@ class Registry:
         self._by_key: dict[bytes, Node] = {}
         self._shown: dict[bytes, int] = {}
         self._known: dict[bytes, int] = {}
+        self._names: dict[bytes, str] = {}
         with contextlib.suppress(StorageError):
-            self._known = {
-                entry.public_key: entry.serial_number for entry in read_nodes(nodes_file).values() if entry.serial_number is not None
-            }
+            before = read_nodes(nodes_file).values()
+            self._known = {entry.public_key: entry.serial_number for entry in before if entry.serial_number is not None}
+            self._names = {entry.public_key: entry.client_id for entry in before}
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -123,6 +126,8 @@ class Registry:
         """
         self._known |= {member.public_key: member.serial_number for member in members if member.serial_number is not None}
         gone = {key for key in self._known.keys() | self._shown.keys() if is_revoked(self.serial_number(key) or 0)}
+        keys = {member.client_id: member.public_key for member in members}
+        gone |= {key for key, name in self._names.items() if keys.get(name, key) != key}
         registered = await _list(control)
         done: list[str] = []
         served: dict[bytes, Node] = {}
@@ -141,6 +146,8 @@ class Registry:
                 done.append(f"registered {member.client_id}")
             served[member.public_key] = Node(member.client_id, member.public_key, node_id)
         self._by_key = served
+        self._names = {key: name for key, name in self._names.items() if key not in gone}
+        self._names |= {member.public_key: member.client_id for member in members}
         self._write()
         return done
 
@@ -191,13 +198,18 @@ def read_nodes(path: Path) -> dict[int, Member]:
     """What ``nodes.json`` says, by node id.
 
     Raises:
-        StorageError: missing or damaged.
+        StorageError: missing or damaged, or a client or a key is in it twice.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != NODES_FORMAT:
             raise ValueError("another format")
-        return {int(node_id): _member(entry) for node_id, entry in content["nodes"].items()}
+        nodes = {int(node_id): _member(entry) for node_id, entry in content["nodes"].items()}
+        if any(
+            len(set(column)) != len(nodes) for column in ([m.client_id for m in nodes.values()], [m.public_key for m in nodes.values()])
+        ):
+            raise ValueError("a client or a key is in it twice")
+        return nodes
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(f"cannot read {path}: {error}") from error
 

@@ -3,10 +3,12 @@
 1. Enrolment: a token of this CA that has not ended nor been used, and a request whose sender holds its key. Everything in the
    certificate but the key comes from the token.
 2. The register is written before the certificate leaves. If the answer is lost (a crash in between), the same token brings the **same
-   certificate** to the **same key** until the token ends; to any other key the token is used.
+   certificate** to the **same key** until the token ends. To any other key the token is used, and that is an **alarm**: a stolen token
+   shows itself there and nowhere else.
 3. A name belongs to its first key until it is revoked; a key that was revoked never gets a certificate again.
 4. Renewal: the same key and name, for a certificate of the register that is valid now and not revoked, asked for under a signature of
    that key that names certificate and time. There is **no grace**: who comes too late needs a token, and may keep the key.
+   A certificate has one successor: asked again, the same one is the answer, so that nobody collects several by requests dated ahead.
    Administrators are not renewed: their 12 hours are what a stolen key is worth.
 5. Revocation is of a peer: a serial number or a name stands for its key, all of whose living certificates go on the list, and the name is
    free again. Certificates of nodes and servers that ended in the last seven days go along: whoever checked one with a list of clients that
@@ -41,8 +43,15 @@ RENEWAL_LABEL = "fedsec/identity/v1/renewal"
 RENEWAL_WINDOW = timedelta(minutes=10)
 """How far the time in a request for renewal may be from the CA's."""
 
+USED = "the token was used before"
 MAX_RENEWALS_A_DAY = 100
 """For one name; more is a fault of its holder, and would fill the register."""
+
+
+class TokenReusedError(CertificateError):
+    """A token that was used was shown again with another key."""
+
+    code = "token-reused"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +128,7 @@ def enrol(authority: CertificateAuthority, register: Register, token_text: str, 
     Raises:
         DecodeError: not a token.
         SignatureError: a forged token.
+        TokenReusedError: a used token with another key; the register keeps that.
         CertificateError: a token that ended, was used or is another federation's; a bad request; a name or key that is taken or revoked.
         StorageError: the register.
     """
@@ -130,19 +140,19 @@ def enrol(authority: CertificateAuthority, register: Register, token_text: str, 
         known, serial_number = register.token_use(token)
         if not known:
             raise CertificateError("the token is not in the register: was the register put back from a copy?")
-        if serial_number is not None:
-            return _answered_before(register, serial_number, public_key)
-        record = _issue(authority, register, Binding(token.role, token.site, token.name, public_key), "token", now)
-        register.use_token(token, record.serial_number)
-    return record
-
-
-def _answered_before(register: Register, serial_number: int, public_key: bytes) -> Record:
-    """Rule 2: the answer may have been lost."""
-    record = register.certificate(serial_number)
-    if record is None or record.public_key != public_key or record.revoked_at is not None:
-        raise CertificateError("the token was used before; ask for a new one")
-    return record
+        if serial_number is None:
+            record = _issue(authority, register, Binding(token.role, token.site, token.name, public_key), "token", now)
+            register.use_token(token, record.serial_number)
+            return record
+        before = register.certificate(serial_number)
+        reused = before is None or before.public_key != public_key
+        if reused:
+            register.add_alarm(token, serial_number, now=now)
+    if reused:  # outside of the transaction: the alarm stays
+        raise TokenReusedError(f"{USED}: another key has it; if that was not your device, tell the CA's operator at once")
+    if before is None or before.revoked_at is not None:
+        raise CertificateError(f"{USED}; ask for a new one")
+    return before  # rule 2: the answer may have been lost
 
 
 def issue_offline(authority: CertificateAuthority, register: Register, binding: Binding, csr: bytes, *, now: datetime) -> Record:
@@ -188,9 +198,14 @@ def renew(authority: CertificateAuthority, register: Register, request: RenewalR
             raise CertificateError("the certificate is not in the register: was the register put back from a copy?")
         if record.revoked_at is not None:
             raise RevokedError(f"the certificate {peer.serial_number:X} was revoked; its holder needs a token and a new key")
+        before = register.successor(peer.serial_number)
+        if before is not None and before.revoked_at is None and before.not_after >= now:
+            return before
         if register.count_since(name.role, name.name, now - timedelta(days=1)) >= MAX_RENEWALS_A_DAY:
             raise CertificateError(f"{name.name} was issued {MAX_RENEWALS_A_DAY} certificates within a day; wait")
-        return _issue(authority, register, Binding(name.role, name.site, name.name, peer.public_key), "renewal", now)
+        issued = _issue(authority, register, Binding(name.role, name.site, name.name, peer.public_key), "renewal", now)
+        register.add_successor(peer.serial_number, issued.serial_number)
+        return issued
 
 
 def _issue(authority: CertificateAuthority, register: Register, wanted: Binding, origin: str, now: datetime) -> Record:

@@ -7,7 +7,9 @@
    never comes back.
 4. The journal holds what goes to the transparency log, in the log's order, written by the same transactions: the log is a copy of it.
    A register with fewer entries than the log was put back from an old copy, and is refused by whoever holds both.
-5. What is read is checked again: a row that no code of ours wrote is a StorageError.
+5. A certificate has one successor: a second request for its renewal is answered with the same one.
+6. A token that was used and is shown again with another key is an alarm: one of the two who had it was not meant to.
+7. What is read is checked again: a row that no code of ours wrote is a StorageError.
 
 Times are whole seconds since 1970, UTC.
 """
@@ -26,11 +28,11 @@ from typing import Any, Self
 from fedsec.codec import canonical_json
 from fedsec.errors import CertificateError, StorageError
 from fedsec.identity.names import Role
-from fedsec.identity.register_rows import Binding, Document, JournalKind, Record, read_record
+from fedsec.identity.register_rows import Alarm, Binding, Document, JournalKind, Record, read_alarm, read_record
 from fedsec.identity.revocation import Reason, Revocation
 from fedsec.identity.tokens import Token
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x46534341  # "FSCA"
 WAIT_S = 20.0
 """How long one process waits for the other's transaction."""
@@ -53,6 +55,11 @@ CREATE TABLE tokens (
     serial_number TEXT
 ) STRICT;
 CREATE TABLE journal (idx INTEGER PRIMARY KEY, kind INTEGER NOT NULL, body BLOB NOT NULL) STRICT;
+CREATE TABLE renewals (predecessor TEXT PRIMARY KEY, successor TEXT NOT NULL) STRICT;
+CREATE TABLE alarms (
+    jti BLOB PRIMARY KEY, role TEXT NOT NULL, site TEXT, name TEXT NOT NULL, serial_number TEXT NOT NULL, first_at INTEGER NOT NULL,
+    last_at INTEGER NOT NULL, times INTEGER NOT NULL
+) STRICT;
 CREATE TABLE documents (kind TEXT PRIMARY KEY, number INTEGER NOT NULL, body BLOB NOT NULL, signature BLOB NOT NULL) STRICT;
 """
 
@@ -152,6 +159,34 @@ class Register:
         )
         if changed != 1:
             raise CertificateError("the token was used before; ask for a new one")
+
+    def add_alarm(self, token: Token, serial_number: int, *, now: datetime) -> None:
+        """Remember that a used token was shown with another key; counted, one row a token. Within a transaction."""
+        row = (token.jti, token.role.value, token.site, token.name, f"{serial_number:X}", _seconds(now), _seconds(now))
+        self._execute(
+            "INSERT INTO alarms VALUES (?, ?, ?, ?, ?, ?, ?, 1) ON CONFLICT (jti) DO UPDATE SET last_at = excluded.last_at, times = times + 1",
+            row,
+        )
+
+    def alarms(self) -> list[Alarm]:
+        """All alarms, oldest first."""
+        with _errors(self._path):
+            rows = self._connection.execute(
+                "SELECT role, site, name, serial_number, first_at, last_at, times FROM alarms ORDER BY first_at, rowid"
+            ).fetchall()
+            return [read_alarm(row) for row in rows]
+
+    def successor(self, serial_number: int) -> Record | None:
+        """The certificate that a renewal brought for this one."""
+        row = self._one("SELECT successor FROM renewals WHERE predecessor = ?", (f"{serial_number:X}",))
+        if row is None:
+            return None
+        with _errors(self._path):
+            return self.certificate(int(row[0], 16))
+
+    def add_successor(self, serial_number: int, successor: int) -> None:
+        """Write down what a renewal brought; within its transaction."""
+        self._execute("INSERT OR REPLACE INTO renewals VALUES (?, ?)", (f"{serial_number:X}", f"{successor:X}"))
 
     def add(self, record: Record) -> None:
         """Write a certificate down, bind its name and key if they are free, and put it into the journal; within a transaction."""

@@ -71,6 +71,34 @@ class Document:
     signature: bytes = field(repr=False)
 
 
+@dataclass(frozen=True)
+class Alarm:
+    """A token that was used was shown again with another key: either the right device came second, or somebody copied the token.
+
+    Attributes:
+        role: for whom the token was.
+        site: a node's organisation.
+        name: whose name.
+        serial_number: of the certificate that the token brought.
+        first_at: when it was shown again first; UTC.
+        last_at: when last.
+        times: how often.
+    """
+
+    role: Role
+    site: str | None
+    name: str
+    serial_number: int
+    first_at: datetime
+    last_at: datetime
+    times: int
+
+
+def read_alarm(row: tuple[Any, ...]) -> Alarm:
+    """A row of the alarms' table; raises as :func:`read_record`."""
+    return Alarm(Role(row[0]), row[1], row[2], int(row[3], 16), _time(row[4]), _time(row[5]), int(row[6]))
+
+
 def read_record(row: tuple[Any, ...]) -> Record:
     """A row of the certificates' table.
 

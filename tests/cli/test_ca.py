@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedsec.cli.main import app
+from fedsec.edge.ca_host import CaHost
 from fedsec.edge.enrolment_client import enrol_folder
 from fedsec.errors import CertificateError, ConfigError, StorageError
 from fedsec.identity.csr import make_csr
@@ -128,6 +129,18 @@ def test_list_revoke_crl_roster_and_export(ca, tmp_path):
     run("revoke", "client-1", "--reason", "boredom", fails=ConfigError)
     run("revoke", "nobody", fails=CertificateError)
     assert "nothing of it was living" in run("revoke", "client-2")
+
+
+def test_alarms_are_listed(ca):
+    assert run("list", "--alarms").strip() == "no alarms"
+    assert said("list", "--alarms") == {"alarms": []}
+    host, token = CaHost.open(ca), said("token", "--server", "main")["token"]
+    record = host.enrol(token, make_csr(Signer.generate()), now=datetime.now(tz=UTC))
+    with pytest.raises(CertificateError):
+        host.enrol(token, make_csr(Signer.generate()), now=datetime.now(tz=UTC))
+    assert f"fedsec ca revoke {record.serial_number:X}" in run("list", "--alarms")
+    (alarm,) = said("list", "--alarms")["alarms"]
+    assert (alarm["name"], alarm["times"], alarm["serial_number"]) == ("main", 1, f"{record.serial_number:X}")
 
 
 def test_the_root_may_be_kept_elsewhere(ca, tmp_path):

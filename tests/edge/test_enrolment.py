@@ -516,6 +516,17 @@ def test_lists_are_as_long_as_the_settings_say_and_looked_after_without_a_caller
     assert (newer.version, newer_crl.last_update_utc > crl.last_update_utc) == (roster.version + 1, True)
 
 
+def test_a_used_token_with_another_key_is_logged_as_an_alarm(ca, caplog):
+    token = ca.token("alarmed")
+    enrol(ca.address, token, Signer.generate(), timeout_s=10)
+    with caplog.at_level(logging.ERROR, logger="fedsec.enrolment"), pytest.raises(CertificateError, match="used before"):
+        enrol(ca.address, token, Signer.generate(), timeout_s=10)
+    (line,) = [json.loads(record.getMessage()) for record in caplog.records if record.levelno == logging.ERROR]
+    assert (line["outcome"], line["method"]) == ("alarm", "Enrol")
+    assert token not in caplog.text
+    assert "alarmed" in [alarm.name for alarm in ca.host.alarms()]
+
+
 @pytest.mark.parametrize("minutes", [0, -1, 15.1, 600])
 def test_a_token_lives_a_quarter_of_an_hour_at_most(ca, minutes):
     with pytest.raises(ConfigError, match="a token lives"):

@@ -18,6 +18,7 @@ from fedsec.identity.enrolment import (
     MAX_RENEWALS_A_DAY,
     RENEWAL_WINDOW,
     RenewalRequest,
+    TokenReusedError,
     check_renewal,
     enrol,
     find_peer,
@@ -285,12 +286,43 @@ def test_a_certificate_that_the_register_does_not_know_is_not_renewed(desk):
         desk.renew(signer, stray)
 
 
+def test_a_certificate_has_one_successor(desk):
+    """A lying gateway has a node sign requests dated ahead, and keeps them: all of them together bring one certificate."""
+    signer = Signer.generate()
+    first = desk.enrol(signer)
+    second = desk.renew(signer, first.certificate_der)
+    for minutes in (0, 5, 9):
+        assert desk.renew(signer, first.certificate_der, now=NOW + minutes * MINUTE) == second
+    third = desk.renew(signer, second.certificate_der, now=NOW + HOUR)
+    assert len({first.serial_number, second.serial_number, third.serial_number}) == 3
+    assert len(list(desk.register.certificates())) == 3
+    desk.revoke("client-7", now=NOW + HOUR)
+    with pytest.raises(RevokedError):
+        desk.renew(signer, first.certificate_der, now=NOW + HOUR)
+
+
+def test_a_used_token_with_another_key_is_an_alarm_that_stays(desk):
+    """Somebody copied the token and was first: the device itself is the one that is refused, and the operator must learn of it."""
+    thief, device, token = Signer.generate(), Signer.generate(), desk.token()
+    stolen = desk.enrol(thief, token)
+    desk.enrol(thief, token)
+    assert desk.register.alarms() == []
+    for minutes in (1, 2):
+        with pytest.raises(TokenReusedError, match="used before: another key has it"):
+            desk.enrol(device, token, now=NOW + minutes * MINUTE)
+    (alarm,) = desk.register.alarms()
+    assert (alarm.name, alarm.role, alarm.serial_number, alarm.times) == ("client-7", Role.NODE, stolen.serial_number, 2)
+    assert (alarm.first_at, alarm.last_at) == (NOW + MINUTE, NOW + 2 * MINUTE)
+    desk.revoke(f"{alarm.serial_number:X}", Reason.KEY_COMPROMISE)
+    assert desk.enrol(device).public_key == device.public_key
+
+
 def test_endless_renewal_is_stopped(desk, monkeypatch):
     monkeypatch.setattr("fedsec.identity.enrolment.MAX_RENEWALS_A_DAY", 3)
     signer = Signer.generate()
     record = desk.enrol(signer)
     for _ in range(2):
-        desk.renew(signer, record.certificate_der)
+        record = desk.renew(signer, record.certificate_der)
     with pytest.raises(CertificateError, match="within a day"):
         desk.renew(signer, record.certificate_der)
     assert MAX_RENEWALS_A_DAY >= 48
@@ -374,13 +406,13 @@ def test_the_lists_follow_the_register(desk):
     first = verify_roster(signed, intermediate_der=AUTHORITY.intermediate_der, root_der=AUTHORITY.root_der, federation=FEDERATION, now=NOW).roster  # fmt: skip
     assert (list(first.by_id), first.version, first.server_public_key) == (sorted(signers), 1, server.public_key)
     assert roster() == latest_roster(desk.register) == signed
-    desk.renew(signers["client-1"], records["client-1"].certificate_der)
+    renewed = desk.renew(signers["client-1"], records["client-1"].certificate_der)
     assert roster() == signed
     desk.revoke("client-2")
     second = Roster.decode(roster().roster_bytes)
     assert (list(second.by_id), second.version) == (["client-1", "client-3"], 2)
     later = NOW + 71 * HOUR
-    desk.renew(signers["client-1"], records["client-1"].certificate_der, now=later)
+    desk.renew(signers["client-1"], renewed.certificate_der, now=later)
     third = Roster.decode(roster(now=later + 2 * HOUR).roster_bytes)
     assert (list(third.by_id), third.version) == (["client-1"], 3)
     assert Roster.decode(roster(now=later, anew=True).roster_bytes).version == 4
@@ -552,7 +584,7 @@ def test_a_damaged_register_is_refused(tmp_path):
     [
         "UPDATE certificates SET role = 'root'", "UPDATE certificates SET name = '../../etc'", "UPDATE certificates SET serial_number = 'zz' WHERE rowid = 1",
         "UPDATE certificates SET not_after = 1 << 60", "UPDATE certificates SET site = NULL", "UPDATE certificates SET revoked_at = 1, reason = 'mood'",
-        "UPDATE certificates SET name = ''", "DROP TABLE journal", "ALTER TABLE certificates RENAME TO other", "PRAGMA user_version = 2",
+        "UPDATE certificates SET name = ''", "DROP TABLE journal", "ALTER TABLE certificates RENAME TO other", "PRAGMA user_version = 1",
         "PRAGMA application_id = 7",
     ],
 )  # fmt: skip
