@@ -100,11 +100,13 @@ class VerifiedRelease:
         manifest: what it is.
         manifest_sha256: hex.
         approvers: names of those whose approvals counted, in order.
+        approver_keys: their public keys, by name.
     """
 
     manifest: Manifest
     manifest_sha256: str
     approvers: tuple[str, ...]
+    approver_keys: Mapping[str, bytes] = field(default_factory=dict)
     token: InitVar[object] = field(default=None)
 
     def __post_init__(self, token: object) -> None:
@@ -151,8 +153,8 @@ def verify_release(
         raise AdmissionError(
             f"{_title(manifest)} is not the version {floor.version} that this site accepted before: two releases, one number"
         )
-    names = _count_approvals(release, policy, now, identify, revoked)
-    return VerifiedRelease(manifest, sha256, names, token=_VERIFIED)
+    counted = _count_approvals(release, policy, now, identify, revoked)
+    return VerifiedRelease(manifest, sha256, tuple(counted), counted, token=_VERIFIED)
 
 
 def check_installation(release: VerifiedRelease, installed: Iterable[FileEntry]) -> None:
@@ -218,24 +220,23 @@ def admit(content: bytes, release: VerifiedRelease, installed: Iterable[FileEntr
 
 def _count_approvals(
     release: Release, policy: SitePolicy, now: datetime, identify: Identify, revoked: frozenset[int]
-) -> tuple[str, ...]:  # fmt: skip
-    names: list[str] = []
-    keys: set[bytes] = set()
+) -> dict[str, bytes]:  # fmt: skip
+    """Keys by name: each name and each key once, in order."""
+    counted: dict[str, bytes] = {}
     reasons: list[str] = []
     for approval in release.approvals:
         try:
             approver = _check_approval(approval, release, policy, now, identify, revoked)
-            if approver.name in names or approver.public_key in keys:
+            if approver.name in counted or approver.public_key in counted.values():
                 raise AdmissionError(f"{approver.name}, or that key, has approved already")
         except VerificationError as error:
             reasons.append(str(error))
             continue
-        names.append(approver.name)
-        keys.add(approver.public_key)
-    if len(names) < policy.approvals:
+        counted[approver.name] = approver.public_key
+    if len(counted) < policy.approvals:
         why = f" (not counted: {'; '.join(reasons[:_SHOWN])})" if reasons else ""
-        raise AdmissionError(f"{_title(release.manifest)} has {len(names)} approvals that count here, {policy.approvals} are needed{why}")
-    return tuple(names)
+        raise AdmissionError(f"{_title(release.manifest)} has {len(counted)} approvals that count here, {policy.approvals} are needed{why}")
+    return counted
 
 
 def _check_approval(

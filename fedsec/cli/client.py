@@ -32,7 +32,12 @@ PASSPHRASE = typer.Option(
 JSON = typer.Option(False, "--json", help="One JSON object on stdout.")
 SERVER = typer.Option(..., "--server", help="host:port of the gateway.")
 SERVER_NAME = typer.Option("main", "--server-name", help="Name that the gateway's certificate must have.")
-APPROVER = typer.Option(..., "--approver", help="Administrator whose approval of a release counts at this site; may be given often.")
+APPROVER = typer.Option(
+    ...,
+    "--approver",
+    help="Administrator whose approval of a release counts at this site, or NAME=KEY to pin a public key as `fedsec release enroll` prints it; "
+    "else the key of the first release is pinned. May be given often.",
+)
 APPROVALS = typer.Option(1, "--approvals", min=1, help="How many approvals a release needs here.")
 SOURCE = typer.Option(..., "--source", help="module:function that gives this site's records.")
 EPSILON = typer.Option(8.0, "--epsilon-cap", help="Most that may be spent on this site's records over all runs.")
@@ -89,6 +94,7 @@ def enroll(
     epsilon_cap: float = EPSILON,
     delta: float = DELTA,
     batch_size: int | None = BATCH,
+    keep_key: bool = typer.Option(False, "--keep-key", help="Get another certificate for the key that is there, after the old one ended."),
     home: Path | None = HOME,
     passphrase_file: Path | None = PASSPHRASE,
     as_json: bool = JSON,
@@ -105,7 +111,7 @@ def enroll(
     text = token_text(token, token_file, sys.stdin.read)
     site = _site(server, server_name, approvers, approvals, source, epsilon_cap, delta, batch_size)
     written = write_home(folder, site, client_id=read_token(text).name)
-    identity = enrol_client(folder, text, address=ca, passphrase=passphrase)
+    identity = enrol_client(folder, text, address=ca, passphrase=passphrase, keep_key=keep_key)
     facts = {"home": str(folder), "written": written, "uri": identity.name.uri, "not_after": identity.not_after.isoformat()}
     _say(
         facts, as_json, f"{identity.name.uri}, valid until {identity.not_after:%Y-%m-%d %H:%M} UTC\nnext: fedsec client up --home {folder}"

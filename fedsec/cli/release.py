@@ -66,9 +66,10 @@ def enroll(
         ..., "--token-file", help="File (mode 0600) with the token of `fedsec ca token --admin NAME`; - reads standard input."
     ),
     ca: str | None = typer.Option(None, "--ca", help="host:port of the CA's service. Default: what the token says.", show_default=False),
+    keep_key: bool = typer.Option(False, "--keep-key", help="Get another certificate for the key that is there, after the old one ended."),
     as_json: bool = JSON,
 ) -> None:
-    """Become an administrator, who approves releases: make a key, get a certificate of twelve hours. Enrol again with a new token after that."""
+    """Become an administrator, who approves releases: make a key, get a certificate of twelve hours. After that: a new token and --keep-key."""
     import sys
 
     from fedsec.edge.enrolment_client import enrol_folder, token_text
@@ -80,9 +81,15 @@ def enroll(
     claims = read_token(text)
     if claims.role is not Role.ADMIN:
         raise CertificateError(f"the token is for {claims.uri}, no administrator; ask for one made with --admin")
-    identity = enrol_folder(folder, text, address=ca)
-    facts = {"uri": identity.name.uri, "serial_number": f"{identity.serial_number:X}", "not_after": identity.not_after.isoformat()}
+    identity = enrol_folder(folder, text, address=ca, keep_key=keep_key)
+    facts = {
+        "uri": identity.name.uri,
+        "serial_number": f"{identity.serial_number:X}",
+        "not_after": identity.not_after.isoformat(),
+        "public_key": identity.signer.public_key.hex(),
+    }
     words = (
+        f"key {facts['public_key']}, for sites that pin it\n"
         f"enrolled as {identity.name.uri} until {identity.not_after:%Y-%m-%d %H:%M} UTC; next: fedsec release sign FILE --identity {folder}"
     )
     print(json.dumps(facts) if as_json else words)

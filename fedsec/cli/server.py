@@ -71,6 +71,7 @@ def enroll(
     ),
     token_file: Path | None = typer.Option(None, "--token-file", help="File (mode 0600) with the token; - reads standard input."),
     ca: str | None = typer.Option(None, "--ca", help="host:port of the CA's service. Default: what the token says."),
+    keep_key: bool = typer.Option(False, "--keep-key", help="Get another certificate for the key that is there, after the old one ended."),
     home: Path | None = HOME,
     passphrase_file: Path | None = PASSPHRASE,
     as_json: bool = JSON,
@@ -96,7 +97,7 @@ def enroll(
     address = ca or claims.address
     if address is None:
         raise ConfigError("the token does not say where the CA's service is", mend="give --ca HOST:PORT")
-    identity = enrol_folder(settings.home / "identity", text, address=address, passphrase=passphrase)
+    identity = enrol_folder(settings.home / "identity", text, address=address, passphrase=passphrase, keep_key=keep_key)
     write_ca_settings(settings.home, address=address, fingerprint=claims.service_sha256.hex())
     _print(
         {"uri": identity.name.uri, "serial_number": f"{identity.serial_number:X}", "not_after": identity.not_after.isoformat()},

@@ -7,9 +7,11 @@
 4. Every decision reads the installed files anew.
 
 5. A missing floor is refused like a damaged one: without it an old release would come back. It is made when a client is set up.
-6. Code that changed on disk under a running agent is refused: what is loaded is not what is there.
+6. Approvers' keys are pinned: those that ``agent.toml`` names, else those with which the first accepted release was approved. A CA that
+   issues a certificate in an approver's name for a key of its own then gains nothing.
+7. Code that changed on disk under a running agent is refused: what is loaded is not what is there.
 
-Files: ``releases/*.json`` (release files; ``manifest.json`` is the site's), ``floor.json``, and beside it ``crl.der`` and
+Files: ``releases/*.json`` (release files; ``manifest.json`` is the site's), ``floor.json``, and beside it ``approver-keys.json``, ``crl.der`` and
 ``crl-floor.json``: the newest revocation list, which the ClientApp reads too. A ``releases/crl.der`` that an operator copied is taken up
 at the start.
 """
@@ -20,7 +22,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -34,8 +36,9 @@ from fedsec.identity.folder import Identity
 from fedsec.identity.names import Role
 from fedsec.identity.revocation import MAX_CRL_BYTES, RevocationList
 from fedsec.identity.verify import verify_peer
+from fedsec.signing import PUBLIC_KEY_BYTES
 
-MANIFEST_FILE = "manifest.json"
+MANIFEST_FILE, APPROVER_KEYS_FILE = "manifest.json", "approver-keys.json"
 MAX_CANDIDATES = 64
 
 
@@ -60,7 +63,7 @@ class ReleaseStore:
         approvals: how many are needed.
         floor_file: made by :func:`begin_floor`; lies outside of ``folder``.
         clock: this machine's time, aware; the gateway's counts for nothing here.
-        keys: public keys of approvers that the site pins, by name.
+        keys: public keys of approvers that the site pins itself, by name; they go before those that were pinned at first sight.
         scan: lists the installed files.
 
     Raises:
@@ -88,7 +91,9 @@ class ReleaseStore:
                 mend="name the administrators whose approval of a release counts at this site",
             )
         self._folder, self._identity, self._clock, self._scan = folder, identity, clock, scan
-        self._policy = SitePolicy(identity.name.federation, names, approvals, dict(keys or {}))
+        self._keys, self._keys_file = dict(keys or {}), floor_file.with_name(APPROVER_KEYS_FILE)
+        pinned = {name: key for name, key in _read_pins(self._keys_file).items() if name in names}
+        self._policy = SitePolicy(identity.name.federation, names, approvals, {**pinned, **self._keys})
         self._floor_file = floor_file
         self._at_start = scan()
         self._lock = threading.Lock()
@@ -195,7 +200,11 @@ class ReleaseStore:
         return Approver(peer.name.name, peer.public_key, peer.serial_number)
 
     def _accept(self, release: VerifiedRelease, data: bytes) -> None:
-        """Raise the floor, on disk first: a crash must not let an older release back in."""
+        """Raise the floor, on disk first: a crash must not let an older release back in. Approvers' keys are pinned before that."""
+        pins = {**release.approver_keys, **self._policy.keys}
+        if pins != self._policy.keys:
+            atomic_write_json(self._keys_file, {name: key.hex() for name, key in pins.items()})
+            self._policy = replace(self._policy, keys=pins)
         atomic_write_bytes(self._folder / MANIFEST_FILE, data, mode=0o600)
         write_floor(self._floor_file, release.floor)
         self.floor = release.floor
@@ -218,6 +227,25 @@ class ReleaseStore:
             if copy.exists():
                 found = self._kept.take(_read(copy, MAX_CRL_BYTES), now=self._clock())
         return found
+
+
+def _read_pins(path: Path) -> dict[str, bytes]:
+    """Keys that were pinned at first sight.
+
+    Raises:
+        StorageError: damaged, or it cannot be read.
+    """
+    try:
+        pins = {name: bytes.fromhex(text) for name, text in json.loads(path.read_text(encoding="utf-8")).items()}
+        if any(len(key) != PUBLIC_KEY_BYTES for key in pins.values()):
+            raise ValueError("a key of another length")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise StorageError(
+            f"{path} is damaged ({error}); put the approvers' keys into [release.keys] of agent.toml and remove it"
+        ) from None
+    return pins
 
 
 def write_floor(path: Path, floor: Floor) -> None:

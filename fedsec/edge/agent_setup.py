@@ -44,7 +44,7 @@ class Site:
     Attributes:
         server: ``host:port`` of the gateway.
         server_name: of its certificate.
-        approvers: names whose approval of a release counts.
+        approvers: names whose approval of a release counts, or ``name=key`` with the public key in hex, which then is pinned.
         approvals: how many are needed.
         source: ``module:function`` that gives the records.
         epsilon_cap: most that may be spent.
@@ -75,7 +75,7 @@ def write_home(home: Path, site: Site, *, client_id: str) -> list[str]:
     agent: dict[str, Any] = {
         "server": site.server,
         "server_name": site.server_name,
-        "release": {"approvers": list(site.approvers), "approvals": site.approvals},
+        "release": _release_settings(site),
     }
     read_agent_settings(agent, home=home, file=SETTINGS_FILE)
     ClientPolicy(epsilon_cap=site.epsilon_cap, delta=site.delta)
@@ -92,6 +92,12 @@ def write_home(home: Path, site: Site, *, client_id: str) -> list[str]:
             written.append(path.name)
     begin_floor(home / "floor.json")
     return written
+
+
+def _release_settings(site: Site) -> dict[str, Any]:
+    pairs = [text.partition("=") for text in site.approvers]
+    keys = {name: key for name, given, key in pairs if given}
+    return {"approvers": [name for name, _, _ in pairs], "approvals": site.approvals, **({"keys": keys} if keys else {})}
 
 
 def _client_settings(home: Path, site: Site, client_id: str) -> dict[str, Any]:
@@ -111,7 +117,7 @@ def _client_settings(home: Path, site: Site, client_id: str) -> dict[str, Any]:
     }
 
 
-def enrol_client(home: Path, token: str, *, address: str | None, passphrase: bytes | None = None) -> Identity:
+def enrol_client(home: Path, token: str, *, address: str | None, passphrase: bytes | None = None, keep_key: bool = False) -> Identity:
     """Spend a token for this client.
 
     Args:
@@ -119,6 +125,7 @@ def enrol_client(home: Path, token: str, *, address: str | None, passphrase: byt
         token: as the operator of the CA gave it.
         address: ``host:port`` of the enrolment service; None takes the token's hint.
         passphrase: encrypts the key.
+        keep_key: as ``enrolment_client.enrol_folder``.
 
     Raises:
         ConfigError: the token is not for a client.
@@ -127,7 +134,7 @@ def enrol_client(home: Path, token: str, *, address: str | None, passphrase: byt
     claims = read_token(token.strip())
     if claims.role is not Role.NODE:
         raise ConfigError(f"this token is for a {claims.role.value}, not for a client", mend="ask the CA for 'fedsec ca token --node …'")
-    identity = enrol_folder(home / "identity", token, address=address, passphrase=passphrase)
+    identity = enrol_folder(home / "identity", token, address=address, passphrase=passphrase, keep_key=keep_key)
     with contextlib.suppress(EnrolmentUnavailable):  # the agent gets the list from the gateway as well
         _fetch_crl(home, identity, claims, address or claims.address)
     return identity

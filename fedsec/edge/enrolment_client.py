@@ -46,7 +46,7 @@ from fedsec.errors import CertificateError, ConfigError, DecodeError, ProtocolEr
 from fedsec.files import atomic_write_bytes
 from fedsec.identity.csr import make_csr
 from fedsec.identity.enrolment import RenewalRequest
-from fedsec.identity.folder import Identity, create_identity, load_identity, load_key, read_secret
+from fedsec.identity.folder import Identity, create_identity, load_identity, load_key, read_secret, replace_certificate
 from fedsec.identity.names import Role
 from fedsec.identity.revocation import RevocationList, RevokedError, verify_crl
 from fedsec.identity.roster import SignedRoster, VerifiedRoster, verify_roster
@@ -228,9 +228,15 @@ def _check_answer(reply: IssuedReply, claims: Token, signer: Signer, now: dateti
 
 
 def enrol_folder(
-    folder: Path, token: str, *, address: str | None = None, passphrase: bytes | None = None, timeout_s: float = TIMEOUT_S
+    folder: Path,
+    token: str,
+    *,
+    address: str | None = None,
+    passphrase: bytes | None = None,
+    keep_key: bool = False,
+    timeout_s: float = TIMEOUT_S,
 ) -> Identity:
-    """Make a key, spend a token for it, and write the identity.
+    """Make a key, spend a token for it, and write the identity; or (``keep_key``) get another certificate for the key that is there.
 
     The key lies in ``.<name>.pending.pem`` beside the folder until the identity is written: called again after a crash with the same
     token, it comes to the same end.
@@ -240,14 +246,19 @@ def enrol_folder(
         token: as the operator gave it.
         address: ``host:port`` of the service; None takes the token's hint.
         passphrase: encrypts the key.
+        keep_key: the folder holds an identity of the token's name, whose certificate ended or (an administrator's) soon will.
         timeout_s: as :func:`enrol`.
 
     Raises:
         StorageError: there is an identity already, or the file system refused.
         FedsecError: as :func:`enrol`.
     """
+    if keep_key:
+        kept = load_identity(folder, passphrase=passphrase)
+        enrolled = enrol(address, token, kept.signer, timeout_s=timeout_s)
+        return replace_certificate(folder, enrolled.certificate_der, enrolled.intermediate_der, passphrase=passphrase)
     if folder.is_dir() and any(folder.iterdir()):
-        raise StorageError(f"{folder} holds an identity already; move it away to enrol anew")
+        raise StorageError(f"{folder} holds an identity already; keep its key with --keep-key, or move it away to enrol anew")
     pending = folder.parent / f".{folder.name}.pending.pem"
     if pending.exists():
         signer = load_key(pending, passphrase=passphrase)

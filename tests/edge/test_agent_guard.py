@@ -395,6 +395,26 @@ def test_a_site_without_approvers_is_refused(site):
         site.open_store(approvers=[])
 
 
+def test_an_approvers_key_is_pinned_at_first_sight_and_the_ca_cannot_replace_it(site):
+    """The CA issues a certificate in ada's name to a key of its own, and approves alone."""
+    site.offer(site.release(1))
+    assert site.store.current().manifest.version == 1
+    site.ada, real, real_certificate = Signer.generate(), site.ada, site.ada_certificate
+    site.ada_certificate = site.authority.issue_admin("ada", site.ada.public_key, now=site.now - timedelta(hours=1)).certificate_der
+    forged = site.release(2)
+    for restart in (False, True):
+        site.store = site.open_store() if restart else site.store
+        site.offer(forged)
+        assert site.store.current().manifest.version == 1  # the site's own release, which it kept
+    assert site.store.floor.version == 1
+    site.ada, site.ada_certificate = real, real_certificate
+    site.offer(site.release(2))
+    assert site.store.current().manifest.version == 2
+    (site.folder / "approver-keys.json").write_text('{"ada": "00"}')
+    with pytest.raises(StorageError, match="damaged"):
+        site.open_store()
+
+
 def test_a_pinned_key_of_an_approver_counts(site):
     site.store = site.open_store(keys={"ada": Signer.generate().public_key})
     site.offer(site.release())

@@ -1,5 +1,6 @@
 """``agent.toml``: what is read, what is refused and how the refusal names the mend."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,15 @@ def test_a_home_that_is_written_is_one_that_agent_and_client_read(tmp_path):
     assert (own.policy.epsilon_cap, own.policy.delta, own.policy.require_secagg) == (4.0, 1e-5, True)
     assert home.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o077 for path in home.glob("*.toml")} == {0}
+
+
+def test_an_approvers_key_may_be_given_with_the_name(tmp_path):
+    key = Signer.generate().public_key
+    write_home(tmp_path, replace(SITE, approvers=("ada", f"ben={key.hex()}"), approvals=2), client_id="client-7")
+    settings = load_agent_settings(tmp_path)
+    assert (settings.approvers, settings.approver_keys) == (("ada", "ben"), {"ben": key})
+    with pytest.raises(ConfigError, match="public key"):
+        write_home(tmp_path / "other", replace(SITE, approvers=("ada=00",), approvals=1), client_id="client-7")
 
 
 def test_what_is_there_stays(tmp_path):

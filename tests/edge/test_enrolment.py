@@ -516,6 +516,19 @@ def test_lists_are_as_long_as_the_settings_say_and_looked_after_without_a_caller
     assert (newer.version, newer_crl.last_update_utc > crl.last_update_utc) == (roster.version + 1, True)
 
 
+def test_a_key_may_be_kept_when_its_certificate_ended(ca, tmp_path):
+    folder = tmp_path / "identity"
+    first = enrol_folder(folder, ca.token("keeper"), address=ca.address)
+    with pytest.raises(StorageError, match="--keep-key"):
+        enrol_folder(folder, ca.token("keeper"), address=ca.address)
+    second = enrol_folder(folder, ca.token("keeper"), address=ca.address, keep_key=True)
+    assert (second.signer.public_key, second.root_der) == (first.signer.public_key, first.root_der)
+    assert second.serial_number != first.serial_number
+    with pytest.raises(CertificateError, match="another name"):
+        enrol_folder(folder, ca.token("somebody-else"), address=ca.address, keep_key=True)
+    assert load_identity(folder).serial_number == second.serial_number
+
+
 def test_a_used_token_with_another_key_is_logged_as_an_alarm(ca, caplog):
     token = ca.token("alarmed")
     enrol(ca.address, token, Signer.generate(), timeout_s=10)
