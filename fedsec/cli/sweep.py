@@ -37,7 +37,7 @@ def sweep(
     ),
     jobs: int | None = typer.Option(None, help="Runs at a time; one per core if left out.", show_default=False),
     audit: str = typer.Option("one-run,loss-threshold", help=f"Audits between commas: {', '.join(AUDITS)}; or none."),
-    canaries: int = typer.Option(1000, min=20, max=100_000, help="Canaries of an audit."),
+    canaries: int = typer.Option(4000, min=20, max=100_000, help="Canaries of an audit."),
     ablate: str | None = typer.Option(
         None, help="layers: which layer loses least under noise; slices: which classes and sites.", show_default=False
     ),

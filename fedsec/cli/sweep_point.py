@@ -41,7 +41,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--noise-only", default="")
     parser.add_argument("--kinds", default="one-run,loss-threshold")
-    parser.add_argument("--canaries", type=int, default=1000)
+    parser.add_argument("--canaries", type=int, default=4000)
     parser.add_argument("--delta", type=float, default=1e-5)
     arguments = parser.parse_args(words)
     try:

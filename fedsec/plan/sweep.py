@@ -87,7 +87,7 @@ class SweepGrid:
     arms: tuple[Arm, ...] = (ALL,)
     at: Mapping[float, tuple[str, ...]] = field(default_factory=dict)
     audits: tuple[str, ...] = ()
-    canaries: int = 1000
+    canaries: int = 4000
 
     def choices(self) -> list[tuple[tuple[str, str], ...]]:
         """Every choice of the varied settings."""
@@ -262,7 +262,7 @@ def make_sweep(
     arms: Sequence[Arm] = (ALL,),
     at: Mapping[float, tuple[str, ...]] | None = None,
     audits: Sequence[str] = (),
-    canaries: int = 1000,
+    canaries: int = 4000,
 ) -> SweepGrid:
     """The sweep that was asked for, over the plan's seed and those after it.
 
