@@ -257,6 +257,30 @@ def renew_intermediate(
     print(json.dumps({"intermediate_not_after": _time(end)}) if as_json else f"the intermediate is valid until {_time(end)}")
 
 
+@app.command(epilog="Examples:  fedsec ca rekey --root-key /media/usb/root-key.pem --yes")
+def rekey(
+    root_key: Path | None = typer.Option(None, "--root-key", help="The root's key, where it is kept.", show_default=False),
+    yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
+    folder: Path = CA,
+    passphrase_file: Path | None = PASSPHRASE,
+    as_json: bool = JSON,
+) -> None:
+    """Give the intermediate a fresh key, after its theft. Stop the service first; then every peer enrols anew, and may keep its key."""
+    from fedsec.identity.folder import read_passphrase
+
+    if not yes:
+        typer.confirm("All certificates, tokens and lists of this CA will count no more. Go on?", abort=True, err=True)
+    number = _open(folder, passphrase_file, root_key=root_key).rekey(now=_now(), passphrase=read_passphrase(passphrase_file))
+    host = _open(folder, passphrase_file)
+    facts = {"statement": number, "intermediate_not_after": _time(host.authority.intermediate_not_after)}
+    print(
+        json.dumps(facts)
+        if as_json
+        else f"a fresh intermediate, valid until {facts['intermediate_not_after']}; the root's statement {number} is in {folder}\n"
+        "next: start the service, then new tokens; the server first: fedsec server enroll --keep-key, then fedsec client enroll --keep-key"
+    )
+
+
 @app.command(epilog="Examples:  fedsec ca serve  ·  fedsec ca serve --host 0.0.0.0 --port 9444 --ca /srv/ca")
 def serve(
     host: str = typer.Option("127.0.0.1", "--host", help="Address to listen on."),

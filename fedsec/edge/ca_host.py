@@ -9,6 +9,8 @@
     tls/cert.pem  tls/key.pem    the enrolment service's own certificate, self-signed
     roster.json  roster.signature  crl.der    the newest lists, for operators to copy; made again from the register
     ca.toml                      settings
+    intermediates.json  .signature    after a rekey: the root's statement of the intermediates that count
+    rekey/                       a rekey that was decided and not finished: the next call finishes it
 
 1. The register comes first, in one transaction; then the lists that follow from it; then the log; then the files; then the answer. After
    a crash anywhere, the next call catches up.
@@ -29,6 +31,7 @@ from typing import Self, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedsec.edge.ca_settings import CaSettings, load_ca_settings, save_ca_settings
 from fedsec.edge.enrolment_frames import LOG_KEY_LABEL, Bundle
@@ -38,7 +41,8 @@ from fedsec.files import atomic_write_bytes, exclusive_lock, fsync_folder
 from fedsec.identity import enrolment
 from fedsec.identity.ca import CertificateAuthority
 from fedsec.identity.folder import load_key
-from fedsec.identity.issuing import current_roster, latest_crl, latest_roster
+from fedsec.identity.intermediates import make_statement, verify_statement
+from fedsec.identity.issuing import current_roster, is_signed_by, latest_crl, latest_roster
 from fedsec.identity.names import Role
 from fedsec.identity.register import Register
 from fedsec.identity.register_rows import Alarm, Binding, Record
@@ -49,6 +53,7 @@ from fedsec.signing import Signer
 from fedsec.translog.entries import EntryKind, LogEntry
 from fedsec.translog.log import TransparencyLog
 
+REKEY, STATEMENT, STATEMENT_SIGNATURE = "rekey", "intermediates.json", "intermediates.signature"
 REGISTER, LOG, LOG_KEY, TLS, LOCK = "register.sqlite", "log", "log-key.pem", "tls", "ca.lock"
 LOCK_TIMEOUT_S = 20.0
 HEAD_LIFETIME_S = 60.0
@@ -128,9 +133,11 @@ class CaHost:
         """
         if not (folder / "root.der").exists():
             raise StorageError(f"there is no CA in {folder}; make one with `fedsec ca init`, or name it with --ca")
+        _finish_rekey(folder)
         authority = CertificateAuthority.load(folder, passphrase=passphrase, root_key=root_key)
         host = cls(folder, authority, load_ca_settings(folder), load_key(folder / LOG_KEY, passphrase=passphrase))
         with host._register(thorough=True) as register:
+            host._begin_anew_after_rekey(register)
             host._settle_log(register)
         return host
 
@@ -250,7 +257,8 @@ class CaHost:
         with self._register() as register:
             self._settle(register, now)
             with register.transaction():
-                signed = latest_roster(register)
+                kept = latest_roster(register)
+                signed = kept if kept is not None and is_signed_by(kept, self.authority.signer.public_key) else None
                 crl = self._crl(register, now)
                 certificates = {item.name: item.certificate_der for item in register.current(Role.NODE, now=now)} if signed else {}
             head = self._settle_log(register, now)
@@ -279,6 +287,55 @@ class CaHost:
         self.authority = self.authority.with_new_intermediate(now=now)
         atomic_write_bytes(self.folder / "intermediate.der", self.authority.intermediate_der)
         return self.authority.intermediate_not_after
+
+    def rekey(self, *, now: datetime, passphrase: bytes | None = None) -> int:
+        """A fresh key for the intermediate, after its theft: needs the root's key, and the service stopped.
+
+        Everything that the old key signed counts no more here: tokens, lists, certificates. Every peer enrols anew, and may keep its key.
+        The root signs a statement of the intermediates that count. This object is then out of date: open the folder again.
+
+        Args:
+            now: aware.
+            passphrase: encrypts the new key.
+
+        Returns:
+            The statement's number.
+
+        Raises:
+            CertificateError: the root's key is not here.
+            StorageError: the file system refused.
+        """
+        authority, root = self.authority.with_fresh_intermediate(now=now)
+        number = _statement_number(self.folder, authority) + 1
+        body, signature = make_statement(root, federation=authority.federation, number=number, intermediates=[authority.intermediate_der])
+        new = self.folder / f".rekey.{secrets.token_hex(4)}.new"
+        try:
+            new.mkdir(mode=0o700)
+            atomic_write_bytes(new / "intermediate-key.pem", authority.signer.to_pem(passphrase=passphrase), mode=0o600)
+            for name, data in (("intermediate.der", authority.intermediate_der), (STATEMENT, body), (STATEMENT_SIGNATURE, signature)):
+                atomic_write_bytes(new / name, data)
+            new.rename(self.folder / REKEY)  # from here on it is decided
+            fsync_folder(self.folder)
+        except OSError as error:
+            raise StorageError(f"cannot write into {self.folder}: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        _finish_rekey(self.folder)
+        return number
+
+    def _begin_anew_after_rekey(self, register: Register) -> None:
+        """If the newest revocation list is not by this intermediate's key, nothing of the register is."""
+        found = register.document("crl")
+        if found is None:
+            return
+        key = x509.load_der_x509_certificate(self.authority.intermediate_der).public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey)
+        if x509.load_der_x509_crl(found.body).is_signature_valid(key):
+            return
+        with register.transaction():
+            register.unbind_all()
+            self._crl(register, datetime.now(tz=UTC), anew=True)
+        self._publish(register)
 
     def service_key_pem(self, passphrase: bytes | None) -> bytes:
         """The enrolment service's private key, in the clear and in memory: **secret**."""
@@ -354,3 +411,28 @@ class CaHost:
                 path = self.folder / name
                 if not path.exists() or path.read_bytes() != data:
                     atomic_write_bytes(path, data)
+
+
+def _finish_rekey(folder: Path) -> None:
+    """Put a decided rekey in its place; again after a crash."""
+    new = folder / REKEY
+    try:
+        if new.is_dir():
+            for name in ("intermediate-key.pem", "intermediate.der", STATEMENT, STATEMENT_SIGNATURE):
+                if (new / name).exists():
+                    (new / name).replace(folder / name)
+            new.rmdir()
+            fsync_folder(folder)
+    except OSError as error:
+        raise StorageError(f"the rekey in {new} cannot be finished: {error.strerror or error}") from error
+
+
+def _statement_number(folder: Path, authority: CertificateAuthority) -> int:
+    """Of the newest statement; 0 if there was none."""
+    try:
+        body, signature = (folder / STATEMENT).read_bytes(), (folder / STATEMENT_SIGNATURE).read_bytes()
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise StorageError(f"cannot read the root's statement in {folder}: {error.strerror or error}") from error
+    return verify_statement(body, signature, root_der=authority.root_der, federation=authority.federation).number

@@ -112,6 +112,20 @@ class CertificateAuthority:
         intermediate = _intermediate(self.federation, key.public_key, self._root_key, end, now)
         return type(self)(root_der=self.root_der, intermediate_der=_der(intermediate), intermediate_key=key, root_key=self._root_key)
 
+    def with_fresh_intermediate(self, *, now: datetime) -> tuple[Self, Signer]:
+        """The same root above an intermediate with a key of its own; and the root's key, which has to say so.
+
+        Raises:
+            CertificateError: the root's key is kept elsewhere, or the root is not valid now.
+        """
+        if self._root_key is None:
+            raise CertificateError("the root's key is not here: it must sign the new intermediate")
+        _check_within(self._issuers.root, now, "root")
+        key, end = Signer.generate(), self._issuers.root.not_valid_after_utc
+        intermediate = _intermediate(self.federation, key.public_key, self._root_key, end, now)
+        made = type(self)(root_der=self.root_der, intermediate_der=_der(intermediate), intermediate_key=key, root_key=self._root_key)
+        return made, self._root_key
+
     def with_intermediate(self, intermediate_der: bytes) -> Self:
         """The same root and keys under another certificate that the root gave the intermediate.
 

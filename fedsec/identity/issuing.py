@@ -14,13 +14,14 @@ from datetime import datetime, timedelta
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from fedsec.errors import CertificateError, DecodeError, StorageError
+from fedsec.errors import CertificateError, DecodeError, SignatureError, StorageError
 from fedsec.identity.ca import CertificateAuthority
 from fedsec.identity.names import Role
 from fedsec.identity.register import Register
 from fedsec.identity.register_rows import Document, JournalKind, Record
 from fedsec.identity.revocation import CRL_LIFETIME, make_crl
-from fedsec.identity.roster import Roster, RosterMember, SignedRoster, make_roster
+from fedsec.identity.roster import ROSTER_LABEL, Roster, RosterMember, SignedRoster, make_roster
+from fedsec.signing import verify_signature
 
 LIVE_ROSTER_LIFETIME = timedelta(days=7)
 """Usual and longest period of a live federation's list of clients."""
@@ -101,10 +102,20 @@ def current_roster(
             raise CertificateError(f"no {missing} has a valid certificate; enrol it first")
         return None
     kept = latest_roster(register)
+    ours = kept is not None and is_signed_by(kept, authority.signer.public_key)
     previous = None if kept is None else _decode(kept)
-    if kept is not None and previous is not None and not anew and _says(previous, nodes, servers[0], cohort_size, now, lifetime):
+    if ours and previous is not None and not anew and _says(previous, nodes, servers[0], cohort_size, now, lifetime):
         return kept
     return _make(authority, register, nodes, servers[0], cohort_size, previous, now, lifetime)
+
+
+def is_signed_by(roster: SignedRoster, public_key: bytes) -> bool:
+    """Whether a list is by this key: after a change of the intermediate's, the lists from before count no more."""
+    try:
+        verify_signature(public_key, ROSTER_LABEL, roster.roster_bytes, roster.signature)
+    except SignatureError:
+        return False
+    return True
 
 
 def _make(

@@ -261,6 +261,10 @@ class Register:
         """Free a name."""
         self._execute("DELETE FROM names WHERE role = ? AND name = ?", (role.value, name))
 
+    def unbind_all(self) -> None:
+        """Free all names: after a change of the intermediate's key every peer enrols anew, and may keep its key. Within a transaction."""
+        self._execute("DELETE FROM names", ())
+
     def revocations(self) -> list[Revocation]:
         """All revoked certificates."""
         records = list(self._records("WHERE revoked_at IS NOT NULL ORDER BY revoked_at, rowid", ()))

@@ -24,7 +24,7 @@ from fedsec.identity.verify import verify_peer
 from fedsec.signing import Signer
 
 RUNNER = CliRunner()
-COMMANDS = ["init", "token", "issue", "list", "revoke", "crl", "roster", "export", "renew-intermediate", "serve"]
+COMMANDS = ["init", "token", "issue", "list", "revoke", "crl", "roster", "export", "renew-intermediate", "rekey", "serve"]
 
 
 def run(*arguments, fails=None):
