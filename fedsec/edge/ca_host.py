@@ -33,6 +33,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fedsec.edge.ca_rekey import finish_rekey, write_rekey
 from fedsec.edge.ca_settings import CaSettings, load_ca_settings, save_ca_settings
 from fedsec.edge.enrolment_frames import LOG_KEY_LABEL, Bundle
 from fedsec.edge.service_certificate import load_service, make_service
@@ -41,7 +42,6 @@ from fedsec.files import atomic_write_bytes, exclusive_lock, fsync_folder
 from fedsec.identity import enrolment
 from fedsec.identity.ca import CertificateAuthority
 from fedsec.identity.folder import load_key
-from fedsec.identity.intermediates import make_statement, verify_statement
 from fedsec.identity.issuing import current_roster, is_signed_by, latest_crl, latest_roster
 from fedsec.identity.names import Role
 from fedsec.identity.register import Register
@@ -53,7 +53,6 @@ from fedsec.signing import Signer
 from fedsec.translog.entries import EntryKind, LogEntry
 from fedsec.translog.log import TransparencyLog
 
-REKEY, STATEMENT, STATEMENT_SIGNATURE = "rekey", "intermediates.json", "intermediates.signature"
 REGISTER, LOG, LOG_KEY, TLS, LOCK = "register.sqlite", "log", "log-key.pem", "tls", "ca.lock"
 LOCK_TIMEOUT_S = 20.0
 HEAD_LIFETIME_S = 60.0
@@ -133,7 +132,7 @@ class CaHost:
         """
         if not (folder / "root.der").exists():
             raise StorageError(f"there is no CA in {folder}; make one with `fedsec ca init`, or name it with --ca")
-        _finish_rekey(folder)
+        finish_rekey(folder)
         authority = CertificateAuthority.load(folder, passphrase=passphrase, root_key=root_key)
         host = cls(folder, authority, load_ca_settings(folder), load_key(folder / LOG_KEY, passphrase=passphrase))
         with host._register(thorough=True) as register:
@@ -289,39 +288,20 @@ class CaHost:
         return self.authority.intermediate_not_after
 
     def rekey(self, *, now: datetime, passphrase: bytes | None = None) -> int:
-        """A fresh key for the intermediate, after its theft: needs the root's key, and the service stopped.
-
-        Everything that the old key signed counts no more here: tokens, lists, certificates. Every peer enrols anew, and may keep its key.
-        The root signs a statement of the intermediates that count. This object is then out of date: open the folder again.
+        """A fresh key for the intermediate; see ``edge.ca_rekey``. This object is then out of date: open the folder again.
 
         Args:
             now: aware.
             passphrase: encrypts the new key.
 
         Returns:
-            The statement's number.
+            The number of the root's statement.
 
         Raises:
             CertificateError: the root's key is not here.
             StorageError: the file system refused.
         """
-        authority, root = self.authority.with_fresh_intermediate(now=now)
-        number = _statement_number(self.folder, authority) + 1
-        body, signature = make_statement(root, federation=authority.federation, number=number, intermediates=[authority.intermediate_der])
-        new = self.folder / f".rekey.{secrets.token_hex(4)}.new"
-        try:
-            new.mkdir(mode=0o700)
-            atomic_write_bytes(new / "intermediate-key.pem", authority.signer.to_pem(passphrase=passphrase), mode=0o600)
-            for name, data in (("intermediate.der", authority.intermediate_der), (STATEMENT, body), (STATEMENT_SIGNATURE, signature)):
-                atomic_write_bytes(new / name, data)
-            new.rename(self.folder / REKEY)  # from here on it is decided
-            fsync_folder(self.folder)
-        except OSError as error:
-            raise StorageError(f"cannot write into {self.folder}: {error.strerror or error}") from error
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
-        _finish_rekey(self.folder)
-        return number
+        return write_rekey(self.folder, self.authority, now=now, passphrase=passphrase)
 
     def _begin_anew_after_rekey(self, register: Register) -> None:
         """If the newest revocation list is not by this intermediate's key, nothing of the register is."""
@@ -411,28 +391,3 @@ class CaHost:
                 path = self.folder / name
                 if not path.exists() or path.read_bytes() != data:
                     atomic_write_bytes(path, data)
-
-
-def _finish_rekey(folder: Path) -> None:
-    """Put a decided rekey in its place; again after a crash."""
-    new = folder / REKEY
-    try:
-        if new.is_dir():
-            for name in ("intermediate-key.pem", "intermediate.der", STATEMENT, STATEMENT_SIGNATURE):
-                if (new / name).exists():
-                    (new / name).replace(folder / name)
-            new.rmdir()
-            fsync_folder(folder)
-    except OSError as error:
-        raise StorageError(f"the rekey in {new} cannot be finished: {error.strerror or error}") from error
-
-
-def _statement_number(folder: Path, authority: CertificateAuthority) -> int:
-    """Of the newest statement; 0 if there was none."""
-    try:
-        body, signature = (folder / STATEMENT).read_bytes(), (folder / STATEMENT_SIGNATURE).read_bytes()
-    except FileNotFoundError:
-        return 0
-    except OSError as error:
-        raise StorageError(f"cannot read the root's statement in {folder}: {error.strerror or error}") from error
-    return verify_statement(body, signature, root_der=authority.root_der, federation=authority.federation).number

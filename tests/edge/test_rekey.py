@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 import pytest
 
 from fedsec.codec import canonical_json
-from fedsec.edge.ca_host import REKEY, CaHost
+from fedsec.edge.ca_host import CaHost
+from fedsec.edge.ca_rekey import REKEY
 from fedsec.edge.ca_settings import CaSettings
 from fedsec.edge.enrolment_client import verify_bundle
 from fedsec.errors import CertificateError, DecodeError, SignatureError
@@ -75,7 +76,7 @@ def test_everything_begins_anew_below_the_same_root_and_keys_may_be_kept(host, t
 @pytest.mark.parametrize("moved", range(5))
 def test_a_crash_in_the_middle_is_finished_by_the_next_call(host, tmp_path, monkeypatch, moved):
     old = host.authority
-    monkeypatch.setattr("fedsec.edge.ca_host._finish_rekey", lambda _folder: None)
+    monkeypatch.setattr("fedsec.edge.ca_rekey.finish_rekey", lambda _folder: None)
     host.rekey(now=now())
     monkeypatch.undo()
     for name in ("intermediate-key.pem", "intermediate.der", "intermediates.json", "intermediates.signature")[:moved]:
