@@ -31,7 +31,7 @@ from fedsec.edge.agent_channel import CallFailedError, Connection, FlowerSigner,
 from fedsec.edge.edge_client import Answer, EdgeSession, open_session
 from fedsec.edge.refusal import Reason
 from fedsec.edge.service import CLIENT_OPTIONS, EdgeStub
-from fedsec.errors import CertificateError, DecodeError, FedsecError, VerificationError
+from fedsec.errors import CertificateError, DecodeError, FedsecError, SignatureError, VerificationError
 from fedsec.identity.enrolment import make_renewal
 from fedsec.identity.folder import Identity
 from fedsec.identity.revocation import RevokedError
@@ -190,13 +190,18 @@ class Link:
     def _drain(self, connection: Connection) -> None:
         async def drain() -> None:
             if connection.calls:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(connection.idle.wait(), DRAIN_S)
+                with contextlib.suppress(TimeoutError):  # not wait_for: in Python 3.11 it can swallow a cancellation
+                    async with asyncio.timeout(DRAIN_S):
+                        await connection.idle.wait()
             await connection.channel.close()
 
         task = asyncio.create_task(drain(), name="drain an old connection")
         self._drains.add(task)
         task.add_done_callback(self._drains.discard)
+
+    async def _drop(self, connection: Connection) -> None:
+        if connection is self._current:
+            await self._drop_current()
 
     async def _drop_current(self) -> None:
         current, self._current = self._current, None
@@ -267,6 +272,11 @@ class Link:
                 wait_s = self._after(error, connection)
             except DecodeError:
                 wait_s = RETRY_WAIT_S
+            except SignatureError as error:  # somebody else answered: nothing of it was handed on, and nothing more goes there
+                _logger.warning("an answer was not the gateway's: %s", error)
+                self._let_go(connection)
+                await self._drop(connection)
+                wait_s = RETRY_WAIT_S
             except asyncio.CancelledError:  # the channel was closed under the call; or this task is to end
                 if (task := asyncio.current_task()) is None or task.cancelling():
                     raise
@@ -280,7 +290,8 @@ class Link:
             raise CallFailedError(401, f"this node is {self.state.value}")
         if not self._ready.is_set() or self._current is None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ready.wait(), max(0.0, deadline - time.monotonic()))
+                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                    await self._ready.wait()
         if self._current is None or not self._ready.is_set():
             status = 401 if self.state in (LinkState.UNAUTHORISED, LinkState.EXPIRED) else 503
             raise CallFailedError(status, f"no connection to the gateway ({self.state.value})")

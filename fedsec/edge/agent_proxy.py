@@ -274,7 +274,8 @@ class FleetApp:
             self._transfers[key] = task
             task.add_done_callback(lambda done: self._keep_or_forget(key, done))
         try:
-            return await asyncio.wait_for(asyncio.shield(task), ANSWER_WITHIN_S)
+            async with asyncio.timeout(ANSWER_WITHIN_S):  # not wait_for: in Python 3.11 it can swallow a cancellation
+                return await asyncio.shield(task)
         except TimeoutError:
             raise CallFailedError(503, "the transfer is not complete yet; ask again") from None
 

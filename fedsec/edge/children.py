@@ -127,7 +127,8 @@ async def _end(process: asyncio.subprocess.Process, grace_s: float) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGINT)
     try:
-        await asyncio.wait_for(process.wait(), grace_s)
+        async with asyncio.timeout(grace_s):  # not wait_for: in Python 3.11 it can swallow a cancellation
+            await process.wait()
     except TimeoutError:
         _kill_group(process.pid)
         await process.wait()

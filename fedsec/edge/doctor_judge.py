@@ -18,15 +18,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fedsec.edge.doctor_certificates import Chain, Expected, examine_chain, examine_crl
 from fedsec.edge.doctor_findings import Finding, Level, finding, ok, settle
 from fedsec.edge.doctor_network import PortFacts, SessionFacts, TlsFacts
-from fedsec.edge.signing import SESSION_ID_BYTES, verify_hello
-from fedsec.errors import SignatureError
+from fedsec.edge.edge_client import hello_of
+from fedsec.edge.signing import verify_hello
+from fedsec.errors import DecodeError, SignatureError
 from fedsec.identity.verify import BACKDATE
 from fedsec.signing import encode_public_key
 
 DRIFT = timedelta(seconds=30)
 """A clock that is off by more is warned about; by more than a certificate's margin, it is a fault."""
-
-_MAX_TIME_MS = 1 << 47
 
 
 def judge_port(address: str, facts: PortFacts) -> list[Finding]:
@@ -173,16 +172,18 @@ def _judge_refusal(facts: SessionFacts) -> Finding:
 
 
 def _proof_problem(facts: SessionFacts, view: SessionView) -> str:
-    reply = facts.reply
+    request, reply = facts.request, facts.reply
+    assert request is not None
     assert reply is not None
-    if len(reply.session_id) != SESSION_ID_BYTES or not 0 < reply.server_time_ms < _MAX_TIME_MS:
-        return "its Hello is malformed"
     try:
+        hello = hello_of(request, reply, view.certificate_der)
         key = x509.load_der_x509_certificate(reply.server_certificate).public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey):
             return "its certificate's key is not on P-256"
         public_key = encode_public_key(key)
-        verify_hello(public_key, facts.nonce, reply.session_id, reply.server_time_ms, view.certificate_der, reply.signature)
+        verify_hello(public_key, hello, reply.signature)
+    except DecodeError:
+        return "its Hello is malformed"
     except (ValueError, SignatureError) as error:
         return f"its Hello is not signed over this connection: {error}"
     return ""

@@ -24,8 +24,9 @@ from typing import Any, Self
 import grpc
 
 from fedsec.edge import edge_pb2
+from fedsec.edge.edge_client import hello_request
 from fedsec.edge.service import CLIENT_OPTIONS, EdgeStub
-from fedsec.edge.signing import NONCE_BYTES
+from fedsec.edge.signing import NONCE_BYTES, new_share
 from fedsec.identity.folder import Identity
 from fedsec.identity.tls import secure_channel, to_pem
 
@@ -243,7 +244,7 @@ class SessionFacts:
     Attributes:
         status: name of the gRPC status, ``OK`` for an answer.
         detail: of a refusal.
-        nonce: ours.
+        request: our half of it; None: not sent.
         reply: the answer; None: none.
         asked_at: our clock in the middle of the call, aware.
         round_trip_s: seconds.
@@ -255,7 +256,7 @@ class SessionFacts:
 
     status: str
     detail: str = ""
-    nonce: bytes = b""
+    request: edge_pb2.HelloRequest | None = None
     reply: edge_pb2.HelloReply | None = None
     asked_at: datetime | None = None
     round_trip_s: float = 0.0
@@ -293,12 +294,13 @@ def probe_session(
     with secure_channel(str(address), identity, server_name, options=CLIENT_OPTIONS) as channel, _Watch(channel) as watch:
         stub = EdgeStub(channel)
         began, began_at = time.monotonic(), clock()
+        request = hello_request(identity.signer, nonce, new_share(), identity.certificate_der, version)
         try:
-            reply = stub.hello(edge_pb2.HelloRequest(client_nonce=nonce, agent_version=version[:64]), timeout=timeout_s)
+            reply = stub.hello(request, timeout=timeout_s)
         except grpc.RpcError as error:
             return SessionFacts(*_status_of(error))
         trip = time.monotonic() - began
-        facts = SessionFacts("OK", "", nonce, reply, began_at + timedelta(seconds=trip / 2), trip, idle_s=idle_s)
+        facts = SessionFacts("OK", "", request, reply, began_at + timedelta(seconds=trip / 2), trip, idle_s=idle_s)
         watch.ready.wait(timeout_s)
         time.sleep(idle_s)
         status, bundle = _ask_bundle(stub, timeout_s)

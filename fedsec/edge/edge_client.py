@@ -1,9 +1,11 @@
-"""The agent's end of the edge protocol: a session with a gateway that proved who it is, and calls signed within it.
+"""The agent's end of the edge protocol: a session with a gateway that proved who it is, and calls and answers proven within it.
 
 1. The channel's TLS pins the root, but any certificate of the federation passes there: :func:`open_session` checks that the other
    end is a server, which one, and that it saw our own certificate.
-2. Each call has a counter of its own; a call that failed is repeated under a new one, never under the old.
-3. Time is the gateway's: its clock at the Hello and our monotonic one since. The edge's own clock does not matter.
+2. Nothing of an answer is handed on before its proof was checked: its head, and the hash of its whole body. An answer that does not
+   verify ends the session: somebody else is speaking.
+3. Each call has a counter of its own; a call that failed is repeated under a new one, never under the old.
+4. Time is the gateway's: its clock at the Hello and our monotonic one since. The edge's own clock does not matter.
 
 Errors of the wire are ``grpc.aio.AioRpcError``, with the statuses that ``edge.proto`` lists.
 """
@@ -11,6 +13,7 @@ Errors of the wire are ``grpc.aio.AioRpcError``, with the statuses that ``edge.p
 from __future__ import annotations
 
 import hashlib
+import hmac
 import itertools
 import secrets
 import time
@@ -19,13 +22,31 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
 from fedsec.edge import edge_pb2
 from fedsec.edge.service import REQUEST_CHUNK, EdgeStub, encode_piece, pieces
-from fedsec.edge.signing import NONCE_BYTES, SESSION_ID_BYTES, Call, sign_call, verify_hello
-from fedsec.errors import CertificateError, DecodeError
+from fedsec.edge.signing import (
+    NONCE_BYTES,
+    SESSION_ID_BYTES,
+    SHARE_BYTES,
+    Call,
+    Hello,
+    Reply,
+    SessionKeys,
+    derive_keys,
+    new_share,
+    prove_call,
+    sign_hello_request,
+    verify_hello,
+    verify_reply,
+)
+from fedsec.errors import CertificateError, DecodeError, SignatureError
 from fedsec.identity.names import Role
 from fedsec.identity.verify import verify_peer
 from fedsec.signing import Signer
+
+_MAX_TIME_MS = 1 << 47
 
 
 @dataclass(frozen=True)
@@ -65,7 +86,7 @@ class EdgeSession:
 
     Args:
         stub: of the channel on which it was opened; it may be used on another channel of the same identity.
-        signer: the node's key.
+        keys: of the session.
         session_id: 16 bytes.
         server_time: the gateway's clock at the Hello, aware.
         opened_at: ``time.monotonic()`` then.
@@ -75,7 +96,7 @@ class EdgeSession:
     def __init__(
         self,
         stub: EdgeStub,
-        signer: Signer,
+        keys: SessionKeys,
         session_id: bytes,
         server_time: datetime,
         opened_at: float,
@@ -84,7 +105,7 @@ class EdgeSession:
     ) -> None:
         self.server_serial_number = server_serial_number
         self._stub = stub
-        self._signer = signer
+        self._keys = keys
         self._session_id = session_id
         self._server_time = server_time
         self._opened_at = opened_at
@@ -109,6 +130,7 @@ class EdgeSession:
         Raises:
             grpc.aio.AioRpcError: the gateway refused, or the wire failed.
             DecodeError: the answer is cut short.
+            SignatureError: it is not the gateway's answer to this call.
         """
         call = Call(
             session_id=self._session_id,
@@ -121,29 +143,60 @@ class EdgeSession:
             body_size=len(body),
             body_sha256=hashlib.sha256(body).digest(),
         )
-        return await send_call(self._stub, call, sign_call(self._signer, call), body, timeout_s=timeout_s)
+        return await send_call(self._stub, call, self._keys, body, timeout_s=timeout_s)
 
 
-async def send_call(stub: EdgeStub, call: Call, signature: bytes, body: bytes, *, timeout_s: float | None = None) -> Answer:
-    """Send a signed call and collect the answer; raises as :meth:`EdgeSession.forward`."""
-    stream = stub.forward(_messages(call, signature, body), timeout=timeout_s)
+async def send_call(
+    stub: EdgeStub, call: Call, keys: SessionKeys, body: bytes, *, proof: bytes | None = None, timeout_s: float | None = None
+) -> Answer:
+    """Send a call, collect the answer and check its proof; raises as :meth:`EdgeSession.forward`.
+
+    Args:
+        stub: of the channel.
+        call: the call.
+        keys: of its session.
+        body: what it announces.
+        proof: another one than the call's own, for tests.
+        timeout_s: for the whole call.
+    """
+    stream = stub.forward(_messages(call, prove_call(keys, call) if proof is None else proof, body), timeout=timeout_s)
     first: Any = None
     collected: list[bytes | memoryview] = []
+    size = 0
     async for message in stream:
         if first is None:
             if isinstance(message, memoryview):
                 raise DecodeError("the gateway's answer has no head")
             first = message
-        collected.append(message if isinstance(message, memoryview) else message.chunk)
+            verify_reply(keys, _reply_of(call, first), first.proof)  # before anything of it is believed, its length included
+        piece = message if isinstance(message, memoryview) else message.chunk
+        size += len(piece)
+        if size > first.body_size:
+            raise DecodeError(f"the gateway's answer is longer than {first.body_size} bytes")
+        collected.append(piece)
     if first is None:
         raise DecodeError("the gateway's answer is empty")
     content = first.chunk if len(collected) == 1 else b"".join(collected)
     if len(content) != first.body_size:
         raise DecodeError(f"the gateway's answer has {len(content)} bytes, not {first.body_size}")
+    if not hmac.compare_digest(hashlib.sha256(content).digest(), first.body_sha256):
+        raise SignatureError("the gateway's answer does not verify: its body was changed")
     return Answer(first.status, first.content_type, content, first.delivery)
 
 
-async def _messages(call: Call, signature: bytes, body: bytes) -> AsyncIterator[edge_pb2.ForwardRequest | bytes]:
+def _reply_of(call: Call, first: edge_pb2.ForwardReply) -> Reply:
+    return Reply(
+        session_id=call.session_id,
+        counter=call.counter,
+        status=first.status,
+        content_type=first.content_type,
+        body_size=first.body_size,
+        body_sha256=first.body_sha256,
+        delivery=first.delivery,
+    )
+
+
+async def _messages(call: Call, proof: bytes, body: bytes) -> AsyncIterator[edge_pb2.ForwardRequest | bytes]:
     parts = pieces(body)
     yield edge_pb2.ForwardRequest(
         session_id=call.session_id,
@@ -155,11 +208,31 @@ async def _messages(call: Call, signature: bytes, body: bytes) -> AsyncIterator[
         flower_signature=call.flower_signature,
         body_size=call.body_size,
         body_sha256=call.body_sha256,
-        signature=signature,
+        proof=proof,
         chunk=bytes(next(parts)),
     )
     for piece in parts:
         yield encode_piece(REQUEST_CHUNK, piece)
+
+
+def hello_request(
+    signer: Signer, nonce: bytes, share: X25519PrivateKey, certificate_der: bytes, agent_version: str
+) -> edge_pb2.HelloRequest:
+    """The client's half of a Hello, signed."""
+    version, public = agent_version[:64], share.public_key().public_bytes_raw()
+    signature = sign_hello_request(signer, nonce, version, public, certificate_der)
+    return edge_pb2.HelloRequest(client_nonce=nonce, agent_version=version, client_share=public, signature=signature)
+
+
+def hello_of(request: edge_pb2.HelloRequest, reply: edge_pb2.HelloReply, certificate_der: bytes) -> Hello:
+    """All that the gateway must have signed.
+
+    Raises:
+        DecodeError: a part of the answer has a wrong length or size.
+    """
+    if len(reply.session_id) != SESSION_ID_BYTES or len(reply.server_share) != SHARE_BYTES or not 0 < reply.server_time_ms < _MAX_TIME_MS:
+        raise DecodeError("the gateway's Hello is malformed; is it of another version?")
+    return Hello(request.client_nonce, request.client_share, reply.session_id, reply.server_time_ms, reply.server_share, certificate_der)
 
 
 async def open_session(
@@ -192,9 +265,9 @@ async def open_session(
         SignatureError: it is, but signed another session, nonce or client certificate.
         grpc.aio.AioRpcError: the gateway refused, or the wire failed.
     """
-    nonce = secrets.token_bytes(NONCE_BYTES)
-    opened_at = time.monotonic()
-    reply = await stub.hello(edge_pb2.HelloRequest(client_nonce=nonce, agent_version=agent_version[:64]), timeout=timeout_s)
+    share, opened_at = new_share(), time.monotonic()
+    request = hello_request(signer, secrets.token_bytes(NONCE_BYTES), share, certificate_der, agent_version)
+    reply = await stub.hello(request, timeout=timeout_s)
     peer = verify_peer(
         reply.server_certificate,
         intermediate_der=reply.intermediate,
@@ -205,8 +278,8 @@ async def open_session(
     )
     if peer.name.name != server_name:
         raise CertificateError(f"the gateway is the server {peer.name.name}, not {server_name}")
-    if len(reply.session_id) != SESSION_ID_BYTES or reply.server_time_ms >= 1 << 47:
-        raise DecodeError("the gateway's Hello is malformed")
-    verify_hello(peer.public_key, nonce, reply.session_id, reply.server_time_ms, certificate_der, reply.signature)
+    hello = hello_of(request, reply, certificate_der)
+    verify_hello(peer.public_key, hello, reply.signature)
+    keys = derive_keys(share, hello.server_share, hello)
     server_time = datetime.fromtimestamp(reply.server_time_ms / 1000, UTC)
-    return EdgeSession(stub, signer, reply.session_id, server_time, opened_at, server_serial_number=peer.serial_number)
+    return EdgeSession(stub, keys, reply.session_id, server_time, opened_at, server_serial_number=peer.serial_number)

@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66\x65\x64sec/edge/edge.proto\x12\x0e\x66\x65\x64sec.edge.v1\";\n\x0cHelloRequest\x12\x14\n\x0c\x63lient_nonce\x18\x01 \x01(\x0c\x12\x15\n\ragent_version\x18\x02 \x01(\t\"}\n\nHelloReply\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x16\n\x0eserver_time_ms\x18\x02 \x01(\x04\x12\x1a\n\x12server_certificate\x18\x03 \x01(\x0c\x12\x14\n\x0cintermediate\x18\x04 \x01(\x0c\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"\xe5\x01\n\x0e\x46orwardRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x63ounter\x18\x02 \x01(\x04\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x15\n\rreceived_pull\x18\x04 \x01(\x0c\x12\x12\n\npublic_key\x18\x05 \x01(\t\x12\x11\n\ttimestamp\x18\x06 \x01(\t\x12\x18\n\x10\x66lower_signature\x18\x07 \x01(\t\x12\x11\n\tbody_size\x18\x08 \x01(\x04\x12\x13\n\x0b\x62ody_sha256\x18\t \x01(\x0c\x12\x11\n\tsignature\x18\n \x01(\x0c\x12\r\n\x05\x63hunk\x18\x0b \x01(\x0c\"h\n\x0c\x46orwardReply\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\x11\n\tbody_size\x18\x03 \x01(\x04\x12\x10\n\x08\x64\x65livery\x18\x04 \x01(\x0c\x12\r\n\x05\x63hunk\x18\x05 \x01(\x0c\"E\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\x12\x15\n\rissued_for_ms\x18\x02 \x01(\x04\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"7\n\nRenewReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x14\n\x0cintermediate\x18\x02 \x01(\x0c\"\x0f\n\rBundleRequest\"Z\n\x0b\x42undleReply\x12\x10\n\x08releases\x18\x01 \x03(\x0c\x12\x0b\n\x03\x63rl\x18\x02 \x01(\x0c\x12\x14\n\x0cintermediate\x18\x03 \x01(\x0c\x12\x16\n\x0eroster_version\x18\x04 \x01(\x04\x32\x9f\x02\n\x04\x45\x64ge\x12\x41\n\x05Hello\x12\x1c.fedsec.edge.v1.HelloRequest\x1a\x1a.fedsec.edge.v1.HelloReply\x12K\n\x07\x46orward\x12\x1e.fedsec.edge.v1.ForwardRequest\x1a\x1c.fedsec.edge.v1.ForwardReply(\x01\x30\x01\x12\x41\n\x05Renew\x12\x1c.fedsec.edge.v1.RenewRequest\x1a\x1a.fedsec.edge.v1.RenewReply\x12\x44\n\x06\x42undle\x12\x1d.fedsec.edge.v1.BundleRequest\x1a\x1b.fedsec.edge.v1.BundleReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66\x65\x64sec/edge/edge.proto\x12\x0e\x66\x65\x64sec.edge.v1\"d\n\x0cHelloRequest\x12\x14\n\x0c\x63lient_nonce\x18\x01 \x01(\x0c\x12\x15\n\ragent_version\x18\x02 \x01(\t\x12\x14\n\x0c\x63lient_share\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"\x93\x01\n\nHelloReply\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x16\n\x0eserver_time_ms\x18\x02 \x01(\x04\x12\x1a\n\x12server_certificate\x18\x03 \x01(\x0c\x12\x14\n\x0cintermediate\x18\x04 \x01(\x0c\x12\x11\n\tsignature\x18\x05 \x01(\x0c\x12\x14\n\x0cserver_share\x18\x06 \x01(\x0c\"\xe1\x01\n\x0e\x46orwardRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x63ounter\x18\x02 \x01(\x04\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x15\n\rreceived_pull\x18\x04 \x01(\x0c\x12\x12\n\npublic_key\x18\x05 \x01(\t\x12\x11\n\ttimestamp\x18\x06 \x01(\t\x12\x18\n\x10\x66lower_signature\x18\x07 \x01(\t\x12\x11\n\tbody_size\x18\x08 \x01(\x04\x12\x13\n\x0b\x62ody_sha256\x18\t \x01(\x0c\x12\r\n\x05proof\x18\n \x01(\x0c\x12\r\n\x05\x63hunk\x18\x0b \x01(\x0c\"\x8c\x01\n\x0c\x46orwardReply\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\x11\n\tbody_size\x18\x03 \x01(\x04\x12\x10\n\x08\x64\x65livery\x18\x04 \x01(\x0c\x12\r\n\x05\x63hunk\x18\x05 \x01(\x0c\x12\x13\n\x0b\x62ody_sha256\x18\x06 \x01(\x0c\x12\r\n\x05proof\x18\x07 \x01(\x0c\"E\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\x12\x15\n\rissued_for_ms\x18\x02 \x01(\x04\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"7\n\nRenewReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x14\n\x0cintermediate\x18\x02 \x01(\x0c\"\x0f\n\rBundleRequest\"Z\n\x0b\x42undleReply\x12\x10\n\x08releases\x18\x01 \x03(\x0c\x12\x0b\n\x03\x63rl\x18\x02 \x01(\x0c\x12\x14\n\x0cintermediate\x18\x03 \x01(\x0c\x12\x16\n\x0eroster_version\x18\x04 \x01(\x04\x32\x9f\x02\n\x04\x45\x64ge\x12\x41\n\x05Hello\x12\x1c.fedsec.edge.v1.HelloRequest\x1a\x1a.fedsec.edge.v1.HelloReply\x12K\n\x07\x46orward\x12\x1e.fedsec.edge.v1.ForwardRequest\x1a\x1c.fedsec.edge.v1.ForwardReply(\x01\x30\x01\x12\x41\n\x05Renew\x12\x1c.fedsec.edge.v1.RenewRequest\x1a\x1a.fedsec.edge.v1.RenewReply\x12\x44\n\x06\x42undle\x12\x1d.fedsec.edge.v1.BundleRequest\x1a\x1b.fedsec.edge.v1.BundleReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -22,21 +22,21 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedsec.edge.edge_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_HELLOREQUEST']._serialized_start=42
-  _globals['_HELLOREQUEST']._serialized_end=101
-  _globals['_HELLOREPLY']._serialized_start=103
-  _globals['_HELLOREPLY']._serialized_end=228
-  _globals['_FORWARDREQUEST']._serialized_start=231
-  _globals['_FORWARDREQUEST']._serialized_end=460
-  _globals['_FORWARDREPLY']._serialized_start=462
-  _globals['_FORWARDREPLY']._serialized_end=566
-  _globals['_RENEWREQUEST']._serialized_start=568
-  _globals['_RENEWREQUEST']._serialized_end=637
-  _globals['_RENEWREPLY']._serialized_start=639
-  _globals['_RENEWREPLY']._serialized_end=694
-  _globals['_BUNDLEREQUEST']._serialized_start=696
-  _globals['_BUNDLEREQUEST']._serialized_end=711
-  _globals['_BUNDLEREPLY']._serialized_start=713
-  _globals['_BUNDLEREPLY']._serialized_end=803
-  _globals['_EDGE']._serialized_start=806
-  _globals['_EDGE']._serialized_end=1093
+  _globals['_HELLOREQUEST']._serialized_end=142
+  _globals['_HELLOREPLY']._serialized_start=145
+  _globals['_HELLOREPLY']._serialized_end=292
+  _globals['_FORWARDREQUEST']._serialized_start=295
+  _globals['_FORWARDREQUEST']._serialized_end=520
+  _globals['_FORWARDREPLY']._serialized_start=523
+  _globals['_FORWARDREPLY']._serialized_end=663
+  _globals['_RENEWREQUEST']._serialized_start=665
+  _globals['_RENEWREQUEST']._serialized_end=734
+  _globals['_RENEWREPLY']._serialized_start=736
+  _globals['_RENEWREPLY']._serialized_end=791
+  _globals['_BUNDLEREQUEST']._serialized_start=793
+  _globals['_BUNDLEREQUEST']._serialized_end=808
+  _globals['_BUNDLEREPLY']._serialized_start=810
+  _globals['_BUNDLEREPLY']._serialized_end=900
+  _globals['_EDGE']._serialized_start=903
+  _globals['_EDGE']._serialized_end=1190
 # @@protoc_insertion_point(module_scope)

@@ -18,13 +18,7 @@ import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
-import sys
 import typing
-
-if sys.version_info >= (3, 10):
-    import typing as typing_extensions
-else:
-    import typing_extensions
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
@@ -34,19 +28,27 @@ class HelloRequest(google.protobuf.message.Message):
 
     CLIENT_NONCE_FIELD_NUMBER: builtins.int
     AGENT_VERSION_FIELD_NUMBER: builtins.int
+    CLIENT_SHARE_FIELD_NUMBER: builtins.int
+    SIGNATURE_FIELD_NUMBER: builtins.int
     client_nonce: builtins.bytes
     """32 bytes, fresh"""
     agent_version: builtins.str
     """at most 64 characters, for the audit log"""
+    client_share: builtins.bytes
+    """X25519, 32 bytes, fresh"""
+    signature: builtins.bytes
+    """signing.sign_hello_request: by the node's key, over all of the above and its certificate"""
     def __init__(
         self,
         *,
         client_nonce: builtins.bytes = ...,
         agent_version: builtins.str = ...,
+        client_share: builtins.bytes = ...,
+        signature: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agent_version", b"agent_version", "client_nonce", b"client_nonce"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agent_version", b"agent_version", "client_nonce", b"client_nonce", "client_share", b"client_share", "signature", b"signature"]) -> None: ...
 
-Global___HelloRequest: typing_extensions.TypeAlias = HelloRequest
+global___HelloRequest = HelloRequest
 
 @typing.final
 class HelloReply(google.protobuf.message.Message):
@@ -57,6 +59,7 @@ class HelloReply(google.protobuf.message.Message):
     SERVER_CERTIFICATE_FIELD_NUMBER: builtins.int
     INTERMEDIATE_FIELD_NUMBER: builtins.int
     SIGNATURE_FIELD_NUMBER: builtins.int
+    SERVER_SHARE_FIELD_NUMBER: builtins.int
     session_id: builtins.bytes
     """16 bytes"""
     server_time_ms: builtins.int
@@ -66,7 +69,9 @@ class HelloReply(google.protobuf.message.Message):
     intermediate: builtins.bytes
     """DER"""
     signature: builtins.bytes
-    """signing.sign_hello"""
+    """signing.sign_hello, over both shares too"""
+    server_share: builtins.bytes
+    """X25519, 32 bytes, fresh"""
     def __init__(
         self,
         *,
@@ -75,10 +80,11 @@ class HelloReply(google.protobuf.message.Message):
         server_certificate: builtins.bytes = ...,
         intermediate: builtins.bytes = ...,
         signature: builtins.bytes = ...,
+        server_share: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["intermediate", b"intermediate", "server_certificate", b"server_certificate", "server_time_ms", b"server_time_ms", "session_id", b"session_id", "signature", b"signature"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["intermediate", b"intermediate", "server_certificate", b"server_certificate", "server_share", b"server_share", "server_time_ms", b"server_time_ms", "session_id", b"session_id", "signature", b"signature"]) -> None: ...
 
-Global___HelloReply: typing_extensions.TypeAlias = HelloReply
+global___HelloReply = HelloReply
 
 @typing.final
 class ForwardRequest(google.protobuf.message.Message):
@@ -93,7 +99,7 @@ class ForwardRequest(google.protobuf.message.Message):
     FLOWER_SIGNATURE_FIELD_NUMBER: builtins.int
     BODY_SIZE_FIELD_NUMBER: builtins.int
     BODY_SHA256_FIELD_NUMBER: builtins.int
-    SIGNATURE_FIELD_NUMBER: builtins.int
+    PROOF_FIELD_NUMBER: builtins.int
     CHUNK_FIELD_NUMBER: builtins.int
     session_id: builtins.bytes
     counter: builtins.int
@@ -108,8 +114,8 @@ class ForwardRequest(google.protobuf.message.Message):
     flower_signature: builtins.str
     body_size: builtins.int
     body_sha256: builtins.bytes
-    signature: builtins.bytes
-    """signing.sign_call: over all of the above"""
+    proof: builtins.bytes
+    """signing.prove_call: under the session's key, over all of the above"""
     chunk: builtins.bytes
     """at most MAX_CHUNK_BYTES; in every message"""
     def __init__(
@@ -124,12 +130,12 @@ class ForwardRequest(google.protobuf.message.Message):
         flower_signature: builtins.str = ...,
         body_size: builtins.int = ...,
         body_sha256: builtins.bytes = ...,
-        signature: builtins.bytes = ...,
+        proof: builtins.bytes = ...,
         chunk: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["body_sha256", b"body_sha256", "body_size", b"body_size", "chunk", b"chunk", "counter", b"counter", "flower_signature", b"flower_signature", "path", b"path", "public_key", b"public_key", "received_pull", b"received_pull", "session_id", b"session_id", "signature", b"signature", "timestamp", b"timestamp"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["body_sha256", b"body_sha256", "body_size", b"body_size", "chunk", b"chunk", "counter", b"counter", "flower_signature", b"flower_signature", "path", b"path", "proof", b"proof", "public_key", b"public_key", "received_pull", b"received_pull", "session_id", b"session_id", "timestamp", b"timestamp"]) -> None: ...
 
-Global___ForwardRequest: typing_extensions.TypeAlias = ForwardRequest
+global___ForwardRequest = ForwardRequest
 
 @typing.final
 class ForwardReply(google.protobuf.message.Message):
@@ -140,6 +146,8 @@ class ForwardReply(google.protobuf.message.Message):
     BODY_SIZE_FIELD_NUMBER: builtins.int
     DELIVERY_FIELD_NUMBER: builtins.int
     CHUNK_FIELD_NUMBER: builtins.int
+    BODY_SHA256_FIELD_NUMBER: builtins.int
+    PROOF_FIELD_NUMBER: builtins.int
     status: builtins.int
     """HTTP"""
     content_type: builtins.str
@@ -148,6 +156,10 @@ class ForwardReply(google.protobuf.message.Message):
     """not empty: this PullMessages answer is served again until a call names it in `received_pull`"""
     chunk: builtins.bytes
     """in every message"""
+    body_sha256: builtins.bytes
+    """32 bytes"""
+    proof: builtins.bytes
+    """signing.prove_reply: under the session's key, over counter and all of the above"""
     def __init__(
         self,
         *,
@@ -156,10 +168,12 @@ class ForwardReply(google.protobuf.message.Message):
         body_size: builtins.int = ...,
         delivery: builtins.bytes = ...,
         chunk: builtins.bytes = ...,
+        body_sha256: builtins.bytes = ...,
+        proof: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["body_size", b"body_size", "chunk", b"chunk", "content_type", b"content_type", "delivery", b"delivery", "status", b"status"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["body_sha256", b"body_sha256", "body_size", b"body_size", "chunk", b"chunk", "content_type", b"content_type", "delivery", b"delivery", "proof", b"proof", "status", b"status"]) -> None: ...
 
-Global___ForwardReply: typing_extensions.TypeAlias = ForwardReply
+global___ForwardReply = ForwardReply
 
 @typing.final
 class RenewRequest(google.protobuf.message.Message):
@@ -183,7 +197,7 @@ class RenewRequest(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["csr", b"csr", "issued_for_ms", b"issued_for_ms", "signature", b"signature"]) -> None: ...
 
-Global___RenewRequest: typing_extensions.TypeAlias = RenewRequest
+global___RenewRequest = RenewRequest
 
 @typing.final
 class RenewReply(google.protobuf.message.Message):
@@ -203,7 +217,7 @@ class RenewReply(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["certificate", b"certificate", "intermediate", b"intermediate"]) -> None: ...
 
-Global___RenewReply: typing_extensions.TypeAlias = RenewReply
+global___RenewReply = RenewReply
 
 @typing.final
 class BundleRequest(google.protobuf.message.Message):
@@ -213,7 +227,7 @@ class BundleRequest(google.protobuf.message.Message):
         self,
     ) -> None: ...
 
-Global___BundleRequest: typing_extensions.TypeAlias = BundleRequest
+global___BundleRequest = BundleRequest
 
 @typing.final
 class BundleReply(google.protobuf.message.Message):
@@ -244,4 +258,4 @@ class BundleReply(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["crl", b"crl", "intermediate", b"intermediate", "releases", b"releases", "roster_version", b"roster_version"]) -> None: ...
 
-Global___BundleReply: typing_extensions.TypeAlias = BundleReply
+global___BundleReply = BundleReply

@@ -3,12 +3,14 @@
 In this order, for each forwarded call:
 
 1. TLS 1.3, a node's certificate that is valid now and not revoked (``trust``); calls a second and at a time (``limits``).
-2. The head: the path is on the list, the size within the path's limit, the session is this key's, the counter is fresh, the signature
+2. The head: the path is on the list, the size within the path's limit, the session is this key's, the counter is fresh, the proof
    covers all of it and the body's hash, Flower's key is the certificate's. Not a byte of the body was taken so far.
-3. The body: paid for, in time, of the size and hash that was signed; it names the certificate's node only (``fleet_calls``).
-4. What the node confirmed is forgotten; PullMessages is held (``pulling``), everything else forwarded as it came.
+3. The body: paid for, in time, of the size and hash that was proven; it names the certificate's node only (``fleet_calls``).
+4. What the node confirmed is forgotten; PullMessages is held (``pulling``), replies are collected (``collecting``), a node gets and
+   confirms what was delivered to it (``deliveries``), everything else is forwarded as it came.
+5. Certificate, list and session are looked at again right before anything goes to the SuperLink, and before an answer goes out.
 
-A call that is refused leaves one audit line with the reason and changes nothing. The counter is used up by the signature's check.
+A call that is refused leaves one audit line with the reason and changes nothing. The counter is used up by the proof's check.
 """
 
 from __future__ import annotations
@@ -30,7 +32,23 @@ from fedsec.edge.gateway_state import GatewayState
 from fedsec.edge.pulling import Forwarded, pull_messages
 from fedsec.edge.refusal import Reason, Refused
 from fedsec.edge.service import REPLY_CHUNK, encode_piece, pieces
-from fedsec.edge.signing import DELIVERY_BYTES, MAX_CHUNK_BYTES, NONCE_BYTES, SESSION_ID_BYTES, Call, sign_hello, verify_call
+from fedsec.edge.sessions import Session
+from fedsec.edge.signing import (
+    DELIVERY_BYTES,
+    MAX_CHUNK_BYTES,
+    NONCE_BYTES,
+    SESSION_ID_BYTES,
+    SHARE_BYTES,
+    Call,
+    Hello,
+    Reply,
+    derive_keys,
+    new_share,
+    prove_reply,
+    sign_hello,
+    verify_call,
+    verify_hello_request,
+)
 from fedsec.edge.upstream import UpstreamError
 from fedsec.errors import CertificateError, FedsecError, SignatureError
 from fedsec.identity.tls import check_tls13, peer_certificate
@@ -47,12 +65,14 @@ class Running:
 
     Attributes:
         peer: the caller.
+        certificate: that it showed, in DER.
         task: runs the call.
         revoked: the call was cut because the certificate was revoked.
         facts: what its audit line says.
     """
 
     peer: VerifiedPeer
+    certificate: bytes
     task: asyncio.Task[Any]
     revoked: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
@@ -82,21 +102,41 @@ class EdgeService:
     async def hello(self, request: edge_pb2.HelloRequest, context: Any) -> edge_pb2.HelloReply:
         """Open a session."""
         async with self._call("hello", context) as call:
-            if len(request.client_nonce) != NONCE_BYTES or len(request.agent_version) > _MAX_VERSION:
-                raise Refused(Reason.MALFORMED, "the nonce has 32 bytes, the version at most 64 characters")
-            call.facts["version"] = request.agent_version
-            state, identity = self._state, self._state.trust.identity()
-            session = state.sessions.open(call.peer.public_key, secrets.token_bytes(SESSION_ID_BYTES))
-            time_ms = int(state.clock().timestamp() * 1000)
             certificate = peer_certificate(context)
-            signature = sign_hello(identity.signer, request.client_nonce, session.session_id, time_ms, certificate)
+            self._check_hello(request, certificate, call)
+            state, identity, share = self._state, self._state.trust.identity(), new_share()
+            hello = Hello(
+                client_nonce=request.client_nonce,
+                client_share=request.client_share,
+                session_id=secrets.token_bytes(SESSION_ID_BYTES),
+                server_time_ms=int(state.clock().timestamp() * 1000),
+                server_share=share.public_key().public_bytes_raw(),
+                client_certificate_der=certificate,
+            )
+            try:
+                keys = derive_keys(share, hello.client_share, hello)
+            except SignatureError:
+                raise Refused(Reason.MALFORMED, "the share is not a public key") from None
+            state.sessions.open(call.peer.public_key, hello.session_id, keys)
             return edge_pb2.HelloReply(
-                session_id=session.session_id,
-                server_time_ms=time_ms,
+                session_id=hello.session_id,
+                server_time_ms=hello.server_time_ms,
                 server_certificate=identity.certificate_der,
                 intermediate=identity.intermediate_der,
-                signature=signature,
+                signature=sign_hello(identity.signer, hello),
+                server_share=hello.server_share,
             )
+
+    def _check_hello(self, request: edge_pb2.HelloRequest, certificate: bytes, call: Running) -> None:
+        nonce, share, version = request.client_nonce, request.client_share, request.agent_version
+        if len(nonce) != NONCE_BYTES or len(share) != SHARE_BYTES or len(version) > _MAX_VERSION:
+            raise Refused(Reason.MALFORMED, "the nonce and the share have 32 bytes, the version at most 64 characters")
+        self._state.limiter.hello(call.peer.public_key, self._state.monotonic())
+        try:
+            verify_hello_request(call.peer.public_key, nonce, version, share, certificate, request.signature)
+        except SignatureError:
+            raise Refused(Reason.SIGNATURE, "the Hello is not signed by the certificate's key") from None
+        call.facts["version"] = version
 
     async def renew(self, request: edge_pb2.RenewRequest, context: Any) -> edge_pb2.RenewReply:
         """Hand a request for a renewed certificate to the CA, which checks it."""
@@ -123,7 +163,7 @@ class EdgeService:
         del request_iterator  # read from the context, one message at a time
         async with self._call("forward", context) as call:
             first = await self._read(context, self._state.settings.head_timeout_s)
-            forward = self._check_head(first, call)
+            forward, session = self._check_head(first, call)
             self._state.limiter.hold(call.peer.public_key, forward.body_size, self._state.monotonic())
             try:
                 body = await self._body(first, forward, context)
@@ -133,9 +173,21 @@ class EdgeService:
                 self._state.limiter.release(forward.body_size)
             call.facts |= {"status": answer.status, "answer_bytes": len(answer.body)}
             self._state.limiter.answer(call.peer.public_key, len(answer.body), self._state.monotonic())
-            await _write(context, answer)
+            head = await _proven(session, forward, answer)
+            self._check_again(call, forward)
+            await _write(context, head, answer.body)
 
-    def _check_head(self, first: Any, call: Running) -> Call:
+    def _check_again(self, call: Running, forward: Call) -> None:
+        """The caller may still be served: much may have happened since the call came.
+
+        Raises:
+            Refused: revoked, expired, no good list, or the session ended.
+        """
+        self._state.trust.check_caller(call.certificate)
+        if self._state.sessions.find(call.peer.public_key, forward.session_id) is None:
+            raise Refused(Reason.SESSION, "the session ended while the call ran; say Hello again")
+
+    def _check_head(self, first: Any, call: Running) -> tuple[Call, Session]:
         """Everything that can be refused before the body is taken; uses the counter up."""
         state = self._state
         forward = _call_of(first)
@@ -152,14 +204,12 @@ class EdgeService:
         if not session.window.may_come(forward.counter):
             raise Refused(Reason.COUNTER, "the counter was used, or is outside the window; say Hello again")
         try:
-            verify_call(call.peer.public_key, forward, first.signature)
+            verify_call(session.keys, forward, first.proof)
         except SignatureError:
-            raise Refused(
-                Reason.SIGNATURE, "the call is not signed by the certificate's key for this session, counter, path and body"
-            ) from None
+            raise Refused(Reason.SIGNATURE, "the call is not proven for this session, counter, path and body") from None
         session.window.accept(forward.counter)
         check_headers(forward, call.peer.public_key)
-        return forward
+        return forward, session
 
     async def _body(self, first: Any, forward: Call, context: Any) -> bytes | bytearray:
         """The body, in time, of the announced size and hash."""
@@ -174,7 +224,7 @@ class EdgeService:
             except TimeoutError:
                 raise Refused(Reason.SLOW, f"the body of {announced} bytes did not come in time") from None
         if not hmac.compare_digest(digest, forward.body_sha256):
-            raise Refused(Reason.SIGNATURE, "the body is not the one that was signed")
+            raise Refused(Reason.SIGNATURE, "the body is not the one that was proven")
         return body
 
     async def _serve(self, forward: Call, body: bytes | bytearray, call: Running) -> Forwarded:
@@ -217,11 +267,11 @@ class EdgeService:
         facts: dict[str, Any] = {"method": method}
         call: Running | None = None
         try:
-            peer = self._caller(context, facts)
+            peer, certificate = self._caller(context, facts)
             state.limiter.enter(peer.public_key, started)
             task = asyncio.current_task()
             assert task is not None
-            call = Running(peer, task, facts=facts)
+            call = Running(peer, certificate, task, facts=facts)
             self._running.add(call)
             yield call
             refusal = None
@@ -246,7 +296,7 @@ class EdgeService:
         if refusal is not None:
             await context.abort(refusal.status, str(refusal))
 
-    def _caller(self, context: Any, facts: dict[str, Any]) -> VerifiedPeer:
+    def _caller(self, context: Any, facts: dict[str, Any]) -> tuple[VerifiedPeer, bytes]:
         if self._state.stopping.is_set():
             raise Refused(Reason.STOPPING, "the gateway is being stopped; come back later")
         try:
@@ -261,7 +311,7 @@ class EdgeService:
         if self._state.registry.saw(peer.public_key, peer.serial_number):
             self._state.sync_wanted.set()
         facts |= {"client": peer.name.name, "serial_number": f"{peer.serial_number:X}"}
-        return peer
+        return peer, certificate
 
 
 def _call_of(first: Any) -> Call:
@@ -306,13 +356,33 @@ async def _collect(head: bytes, announced: int, context: Any) -> tuple[bytearray
             raise Refused(Reason.MALFORMED, "the body is shorter than announced")
 
 
-async def _write(context: Any, answer: Forwarded) -> None:
-    parts = pieces(answer.body)
-    head = bytes(next(parts))
-    await context.write(
-        edge_pb2.ForwardReply(
-            status=answer.status, content_type=answer.content_type, body_size=len(answer.body), delivery=answer.delivery, chunk=head
-        )
+async def _proven(session: Session, forward: Call, answer: Forwarded) -> edge_pb2.ForwardReply:
+    """The first message of an answer, with its proof and the first piece."""
+    body = answer.body
+    digest = (await asyncio.to_thread(hashlib.sha256, body) if len(body) > _THREAD_ABOVE else hashlib.sha256(body)).digest()
+    reply = Reply(
+        session_id=forward.session_id,
+        counter=forward.counter,
+        status=answer.status,
+        content_type=answer.content_type,
+        body_size=len(body),
+        body_sha256=digest,
+        delivery=answer.delivery,
     )
+    return edge_pb2.ForwardReply(
+        status=reply.status,
+        content_type=reply.content_type,
+        body_size=reply.body_size,
+        body_sha256=digest,
+        delivery=reply.delivery,
+        proof=prove_reply(session.keys, reply),
+        chunk=bytes(next(pieces(body))),
+    )
+
+
+async def _write(context: Any, head: edge_pb2.ForwardReply, body: bytes) -> None:
+    await context.write(head)
+    parts = pieces(body)
+    next(parts)
     for piece in parts:
         await context.write(encode_piece(REPLY_CHUNK, piece))

@@ -14,6 +14,10 @@ from dataclasses import dataclass, field
 
 from fedsec.edge.refusal import Reason, Refused
 
+HELLOS_PER_S = 1.0
+HELLOS_BURST = 30
+"""Hellos of one key, in the long run and at once."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -79,6 +83,7 @@ class TokenBucket:
 class _Account:
     calls: TokenBucket
     bytes: TokenBucket
+    hellos: TokenBucket
     running: int = field(default=0)
 
 
@@ -110,6 +115,15 @@ class Limiter:
         if account.running >= self.limits.concurrent_calls:
             raise Refused(Reason.BUSY, f"{account.running} calls of this client are running; wait for one to end")
         account.running += 1
+
+    def hello(self, client: bytes, now: float) -> None:
+        """A session is about to be opened: a signature is checked and one is made for it.
+
+        Raises:
+            Refused: too many of them, which is what two agents with one key do to each other: the newest sessions count.
+        """
+        if not self._account(client, now).hellos.take(1, now):
+            raise Refused(Reason.RATE, "too many Hellos of this key; do two agents use the same identity?")
 
     def leave(self, client: bytes) -> None:
         """A call that was let in ended."""
@@ -150,5 +164,5 @@ class Limiter:
                 TokenBucket(limits.calls_per_s, limits.calls_burst, now),
                 TokenBucket(limits.bytes_per_s, limits.bytes_burst, now),
             )
-            account = self._accounts[client] = _Account(calls, amount)
+            account = self._accounts[client] = _Account(calls, amount, TokenBucket(HELLOS_PER_S, HELLOS_BURST, now))
         return account

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fedsec.edge.signing import SessionKeys
+
 WINDOW = 1024
 """How far a counter may be behind the highest one seen, or ahead of it."""
 
@@ -60,11 +62,13 @@ class Session:
     Attributes:
         session_id: 16 bytes.
         public_key: whose, 33 bytes.
+        keys: what its calls and answers are proven with.
         window: its counters.
     """
 
     session_id: bytes
     public_key: bytes
+    keys: SessionKeys = field(repr=False)
     window: ReplayWindow = field(default_factory=ReplayWindow)
 
 
@@ -83,19 +87,20 @@ class Sessions:
         """Keys that have sessions."""
         return set(self._by_key)
 
-    def open(self, public_key: bytes, session_id: bytes) -> Session:
+    def open(self, public_key: bytes, session_id: bytes, keys: SessionKeys) -> Session:
         """A new session; the key's oldest ends if it has too many.
 
         Args:
             public_key: whose.
             session_id: fresh random bytes.
+            keys: derived for it.
 
         Raises:
             ValueError: there is such a session.
         """
         if session_id in self._by_id:
             raise ValueError("a session id was drawn twice")
-        session = Session(session_id, public_key)
+        session = Session(session_id, public_key, keys)
         own = self._by_key.setdefault(public_key, [])
         own.append(session)
         self._by_id[session_id] = session

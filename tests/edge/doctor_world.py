@@ -16,7 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from fedsec.edge import edge_pb2
 from fedsec.edge.doctor import Question, examine
 from fedsec.edge.service import SERVICE
-from fedsec.edge.signing import SESSION_ID_BYTES, sign_hello
+from fedsec.edge.signing import SESSION_ID_BYTES, Hello, new_share, sign_hello
 from fedsec.identity.ca import CertificateAuthority
 from fedsec.identity.names import Role
 from fedsec.identity.revocation import Revocation, make_crl
@@ -109,10 +109,12 @@ def gateway(server: Party, *, crl=b"", shift=timedelta(0), signer=None, refuse=N
         if refuse is not None:
             context.abort(*refuse)
         session, moment = secrets.token_bytes(SESSION_ID_BYTES), int((time.time() + shift.total_seconds()) * 1000)
-        signature = sign_hello(signer or server.signer, request.client_nonce, session, moment, peer_certificate(context))
+        share, certificate = new_share().public_key().public_bytes_raw(), peer_certificate(context)
+        whole = Hello(request.client_nonce, request.client_share, session, moment, share, certificate)
+        signature = sign_hello(signer or server.signer, whole)
         return edge_pb2.HelloReply(
             session_id=session, server_time_ms=moment, server_certificate=server.certificate_der, intermediate=server.intermediate_der,
-            signature=signature,
+            signature=signature, server_share=share,
         )  # fmt: skip
 
     def bundle(_request, _context):

@@ -18,7 +18,7 @@ from fedsec.edge.agent_channel import CallFailedError, LinkSettings, LinkState
 from fedsec.edge.agent_link import Link
 from fedsec.edge.edge_pb2 import HelloReply, HelloRequest
 from fedsec.edge.service import SERVICE
-from fedsec.edge.signing import sign_hello
+from fedsec.edge.signing import Hello, new_share, sign_hello
 from fedsec.errors import FedsecError
 from fedsec.identity.folder import make_identity
 from fedsec.identity.tls import server_credentials
@@ -286,11 +286,12 @@ def test_another_key_under_the_servers_name_cannot_hand_on_what_the_server_signs
     session, time_ms = bytes(range(16)), int(now().timestamp() * 1000)
 
     async def answer(request):
-        nonce = HelloRequest.FromString(request).client_nonce
-        signature = sign_hello(lab.server_signer, nonce, session, time_ms, issued.certificate_der)  # what it got for its own connection
+        asked, share = HelloRequest.FromString(request), new_share().public_key().public_bytes_raw()
+        hello = Hello(asked.client_nonce, asked.client_share, session, time_ms, share, issued.certificate_der)
+        signature = sign_hello(lab.server_signer, hello)  # what it got for its own connection
         return HelloReply(
             session_id=session, server_time_ms=time_ms, server_certificate=lab.server_issued.certificate_der,
-            intermediate=lab.authority.intermediate_der, signature=signature,
+            intermediate=lab.authority.intermediate_der, signature=signature, server_share=share,
         ).SerializeToString()  # fmt: skip
 
     async def story():

@@ -300,14 +300,20 @@ HOSTILE_REPLIES = {
     "empty": edge_pb2.HelloReply(),
     "long session": edge_pb2.HelloReply(session_id=bytes(17), server_time_ms=1),
     "time beyond": edge_pb2.HelloReply(session_id=bytes(16), server_time_ms=(1 << 64) - 1),
-    "no certificate": edge_pb2.HelloReply(session_id=bytes(16), server_time_ms=1, server_certificate=b"\x30\x00", signature=bytes(64)),
+    "no certificate": edge_pb2.HelloReply(
+        session_id=bytes(16), server_time_ms=1, server_share=bytes(32), server_certificate=b"\x30\x00", signature=bytes(64)
+    ),
 }
 
 
 @pytest.mark.parametrize("reply", HOSTILE_REPLIES.values(), ids=HOSTILE_REPLIES)
 def test_a_hostile_hello_proves_nothing_and_breaks_nothing(reply):
     view = SessionView(b"", 1, b"", Expected(Role.SERVER), b"")
-    found = judge_session(SessionFacts("OK", reply=reply, nonce=bytes(32), asked_at=NOW), view, now=NOW)
+    found = judge_session(
+        SessionFacts("OK", reply=reply, request=edge_pb2.HelloRequest(client_nonce=bytes(32), client_share=bytes(32)), asked_at=NOW),
+        view,
+        now=NOW,
+    )
     assert codes(found) == ["session.unproven", "clock.unknown"]
 
 

@@ -20,7 +20,7 @@ from gateway_lab import FakeSuperLink, Lab, LabAgent, Party, message_ids, now, p
 from fedsec.edge import edge_pb2, fleet_pb2, paths
 from fedsec.edge.edge_client import send_call
 from fedsec.edge.service import EdgeStub
-from fedsec.edge.signing import Call, sign_call
+from fedsec.edge.signing import Call, prove_call
 from fedsec.identity.folder import make_identity
 from fedsec.identity.tls import channel_credentials, channel_options
 from fedsec.signing import Signer
@@ -74,7 +74,7 @@ def signed(agent, **changes):
         "body_sha256": hashlib.sha256(body).digest(),
     }
     call = Call(**{**fields, **changes})
-    return call, sign_call(agent.party.signer, call), body
+    return call, agent.session._keys, body
 
 
 def get_run(node_id):
@@ -380,14 +380,14 @@ class TestCalls:
     def test_a_captured_call_with_another_body_path_or_counter_is_worth_nothing(self, tmp_path):
         async def story(world):
             async with world.agent() as agent:
-                call, signature, body = signed(agent, body=get_run(world.id()))
-                assert (await send_call(agent.stub, call, signature, body)).status == 200
+                call, keys, body = signed(agent, body=get_run(world.id()))
+                assert (await send_call(agent.stub, call, keys, body)).status == 200
                 with refused(CODE.FAILED_PRECONDITION, "counter"):
-                    await send_call(agent.stub, call, signature, body)
+                    await send_call(agent.stub, call, keys, body)
                 other = push(world.id()).SerializeToString()
-                fresh, signature, _ = signed(agent, body=body)
+                fresh, keys, _ = signed(agent, body=body)
                 with refused(CODE.PERMISSION_DENIED, "signature"):
-                    await send_call(agent.stub, fresh, signature, body[:-1] + b"\x02")
+                    await send_call(agent.stub, fresh, keys, body[:-1] + b"\x02")
                 changed = [
                     {"path": paths.PUSH_MESSAGES, "body_size": len(other), "body_sha256": hashlib.sha256(other).digest()},
                     {"counter": fresh.counter + 5},
@@ -395,11 +395,12 @@ class TestCalls:
                     {"received_pull": bytes(32)},
                     {"timestamp": "2026-01-01T00:00:00+00:00"},
                 ]
-                fresh, signature, _ = signed(agent, body=body)
+                fresh, keys, _ = signed(agent, body=body)
+                proof = prove_call(keys, fresh)
                 for change in changed:
                     with refused(CODE.PERMISSION_DENIED, "signature"):
-                        await send_call(agent.stub, dataclasses.replace(fresh, **change), signature, other)
-                assert (await send_call(agent.stub, fresh, signature, body)).status == 200
+                        await send_call(agent.stub, dataclasses.replace(fresh, **change), keys, other, proof=proof)
+                assert (await send_call(agent.stub, fresh, keys, body)).status == 200
 
         play(tmp_path, story)
 
@@ -431,9 +432,9 @@ class TestCalls:
             async with world.agent() as victim, world.agent("node-b") as thief:
                 call, _, body = signed(victim, body=get_run(world.id()))
                 with refused(CODE.FAILED_PRECONDITION, "session"):
-                    await send_call(thief.stub, call, sign_call(thief.party.signer, call), body)
+                    await send_call(thief.stub, call, thief.session._keys, body)
                 with refused(CODE.PERMISSION_DENIED, "signature"):
-                    await send_call(victim.stub, call, sign_call(thief.party.signer, call), body)
+                    await send_call(victim.stub, call, thief.session._keys, body)
 
         play(tmp_path, story)
 
@@ -486,22 +487,22 @@ class TestLimits:
         async def story(world):
             async with world.agent() as agent:
                 body = get_run(world.id())
-                call, signature, _ = signed(agent, body=body)
+                call, keys, _ = signed(agent, body=body)
                 with refused(CODE.INVALID_ARGUMENT, "malformed"):
-                    await send_call(agent.stub, call, signature, body + bytes(10))
-                call, signature, _ = signed(agent, body=body)
+                    await send_call(agent.stub, call, keys, body + bytes(10))
+                call, keys, _ = signed(agent, body=body)
                 with refused(CODE.INVALID_ARGUMENT, "malformed"):
-                    await send_call(agent.stub, call, signature, body[:-1])
+                    await send_call(agent.stub, call, keys, body[:-1])
 
         play(tmp_path, story)
 
     def test_a_slow_body_is_cut_and_its_memory_given_back(self, tmp_path):
         async def story(world):
             async with world.agent() as agent:
-                call, signature, _ = signed(agent, path=paths.PUSH_OBJECT, body_size=1000)
+                call, keys, _ = signed(agent, path=paths.PUSH_OBJECT, body_size=1000)
 
                 async def trickle():
-                    yield edge_pb2.ForwardRequest(**vars(call), signature=signature, chunk=b"x")
+                    yield edge_pb2.ForwardRequest(**vars(call), proof=prove_call(keys, call), chunk=b"x")
                     for _ in range(100):
                         await asyncio.sleep(0.1)
                         yield edge_pb2.ForwardRequest(chunk=b"x")
@@ -650,7 +651,7 @@ class TestOutages:
                 assert renewed.serial_number != old.serial_number
                 async with LabAgent(world.lab, "node-a") as new:
                     new.session._session_id = agent.session._session_id
-                    new.session._counter = agent.session._counter
+                    new.session._counter, new.session._keys = agent.session._counter, agent.session._keys
                     assert (await new.heartbeat(world.id())).status == 200
                     world.superlink.send("node-a", "m1")
                     assert message_ids(await held) == ["m1"]

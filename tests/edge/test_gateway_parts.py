@@ -28,6 +28,7 @@ from fedsec.errors import SignatureError, StorageError
 from fedsec.signing import Signer
 
 KEY = Signer.generate()
+KEYS = signing.SessionKeys(b"c" * 32, b"r" * 32)
 NODE = Node("node-a", KEY.public_key, 77)
 CALL = signing.Call(bytes(16), 1, paths.GET_RUN, b"", "key", "2026-01-01T00:00:00+00:00", "sig", 3, bytes(32))
 
@@ -59,7 +60,7 @@ class TestReplayWindow:
 class TestSessions:
     def test_another_key_does_not_find_a_session(self):
         sessions = Sessions()
-        sessions.open(b"a", b"1")
+        sessions.open(b"a", b"1", KEYS)
         assert sessions.find(b"a", b"1") is not None
         assert sessions.find(b"b", b"1") is None
 
@@ -68,7 +69,7 @@ class TestSessions:
         sessions, model = Sessions(), {}
         for number, (key, step) in enumerate(steps):
             if step == "open":
-                sessions.open(key, number.to_bytes(16, "big"))
+                sessions.open(key, number.to_bytes(16, "big"), KEYS)
                 model[key] = [*model.get(key, []), number][-MAX_SESSIONS_PER_KEY:]
             else:
                 assert sessions.end(key) == len(model.pop(key, []))
@@ -251,22 +252,78 @@ class TestSignatures:
         ids=lambda change: next(iter(change)),
     )
     def test_everything_in_a_call_is_signed(self, change):
-        signature = signing.sign_call(KEY, CALL)
-        signing.verify_call(KEY.public_key, CALL, signature)
+        proof = signing.prove_call(KEYS, CALL)
+        signing.verify_call(KEYS, CALL, proof)
         with pytest.raises(SignatureError):
-            signing.verify_call(KEY.public_key, signing.Call(**{**vars(CALL), **change}), signature)
+            signing.verify_call(KEYS, signing.Call(**{**vars(CALL), **change}), proof)
 
-    def test_a_session_is_bound_to_nonce_time_and_the_clients_certificate(self):
-        good = (b"n" * 32, b"s" * 16, 5, b"certificate")
-        signature = signing.sign_hello(KEY, *good)
-        signing.verify_hello(KEY.public_key, *good, signature)
-        for bad in [(b"m" * 32, *good[1:]), (good[0], b"t" * 16, *good[2:]), (*good[:2], 6, good[3]), (*good[:3], b"another")]:
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"session_id": b"1" * 16},
+            {"counter": 2},
+            {"status": 401},
+            {"content_type": "other"},
+            {"body_size": 4},
+            {"body_sha256": b"1" * 32},
+            {"delivery": b"d" * 32},
+        ],
+        ids=lambda change: next(iter(change)),
+    )
+    def test_everything_in_an_answer_is_proven(self, change):
+        reply = signing.Reply(b"s" * 16, 1, 200, "application/protobuf", 3, b"h" * 32, b"")
+        proof = signing.prove_reply(KEYS, reply)
+        signing.verify_reply(KEYS, reply, proof)
+        with pytest.raises(SignatureError):
+            signing.verify_reply(KEYS, signing.Reply(**{**vars(reply), **change}), proof)
+        for bad in (b"", bytes(32), proof[:-1]):
             with pytest.raises(SignatureError):
-                signing.verify_hello(KEY.public_key, *bad, signature)
+                signing.verify_reply(KEYS, reply, bad)
 
-    def test_a_hello_is_no_call(self):
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"client_nonce": b"m" * 32},
+            {"client_share": b"m" * 32},
+            {"session_id": b"t" * 16},
+            {"server_time_ms": 6},
+            {"server_share": b"m" * 32},
+            {"client_certificate_der": b"another"},
+        ],
+        ids=lambda change: next(iter(change)),
+    )
+    def test_a_session_is_bound_to_everything_in_its_hello(self, change):
+        good = signing.Hello(b"n" * 32, b"c" * 32, b"s" * 16, 5, b"d" * 32, b"certificate")
+        signature = signing.sign_hello(KEY, good)
+        signing.verify_hello(KEY.public_key, good, signature)
+        changed = signing.Hello(**{**vars(good), **change})
         with pytest.raises(SignatureError):
-            signing.verify_call(KEY.public_key, CALL, KEY.sign(signing.EDGE_HELLO_LABEL, signing.call_digest(CALL)))
+            signing.verify_hello(KEY.public_key, changed, signature)
+        share, other = signing.new_share(), signing.new_share()
+        public = other.public_key().public_bytes_raw()
+        assert signing.derive_keys(share, public, good) == signing.derive_keys(other, share.public_key().public_bytes_raw(), good)
+        assert signing.derive_keys(share, public, good) != signing.derive_keys(share, public, changed)
+
+    def test_the_clients_half_is_signed_too(self):
+        good = (b"n" * 32, "fedsec 1", b"s" * 32, b"certificate")
+        signature = signing.sign_hello_request(KEY, *good)
+        signing.verify_hello_request(KEY.public_key, *good, signature)
+        for place, other in enumerate((b"m" * 32, "fedsec 2", b"t" * 32, b"another")):
+            with pytest.raises(SignatureError):
+                signing.verify_hello_request(KEY.public_key, *good[:place], other, *good[place + 1 :], signature)
+
+    @pytest.mark.parametrize("share", [bytes(32), b"\x01" + bytes(31), b"", b"short"])
+    def test_a_share_of_small_order_or_length_gives_no_keys(self, share):
+        hello = signing.Hello(b"n" * 32, share, b"s" * 16, 5, b"d" * 32, b"certificate")
+        with pytest.raises(SignatureError):
+            signing.derive_keys(signing.new_share(), share, hello)
+
+    def test_keys_are_not_shown_and_directions_have_their_own(self):
+        hello = signing.Hello(b"n" * 32, b"c" * 32, b"s" * 16, 5, b"d" * 32, b"certificate")
+        keys = signing.derive_keys(signing.new_share(), signing.new_share().public_key().public_bytes_raw(), hello)
+        assert keys.call != keys.reply
+        assert len(keys.call) == len(keys.reply) == 32
+        assert "call" not in repr(keys)
 
 
 class TestHeaders:
@@ -401,7 +458,7 @@ def fields_agree(ours, flowers):
         other = flowers.fields_by_number.get(field.number)
         assert other is not None, f"{ours.full_name}.{field.name}"
         assert (field.name, field.type, field.is_repeated) == (other.name, other.type, other.is_repeated), field.full_name
-        if field.message_type is not None:
+        if field.message_type not in (None, ours):  # a tree holds trees
             fields_agree(field.message_type, other.message_type)
 
 

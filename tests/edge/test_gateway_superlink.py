@@ -28,7 +28,7 @@ from fedsec.edge import fleet_pb2, paths
 from fedsec.edge.edge_client import send_call
 from fedsec.edge.fleet_calls import flower_public_key
 from fedsec.edge.registration import read_nodes
-from fedsec.edge.signing import Call, sign_call
+from fedsec.edge.signing import Call, prove_call
 
 CODE = grpc.StatusCode
 
@@ -233,15 +233,15 @@ def test_captured_headers_work_at_flower_with_any_body_and_not_here(host):
                 agent.session._session_id, next(agent.session._counter), paths.SEND_NODE_HEARTBEAT, b"", headers.public_key,
                 headers.timestamp, headers.signature, len(body), hashlib.sha256(body).digest(),
             )  # fmt: skip
-            signature = sign_call(agent.party.signer, call)
-            assert (await send_call(agent.stub, call, signature, body)).status == 200
+            keys = agent.session._keys
+            assert (await send_call(agent.stub, call, keys, body)).status == 200
             with refused(CODE.FAILED_PRECONDITION, "counter"):
-                await send_call(agent.stub, call, signature, body)
+                await send_call(agent.stub, call, keys, body)
             evil = other.SerializeToString()
             forged = Call(**{**vars(call), "counter": call.counter + 1, "path": paths.PULL_MESSAGES, "body_size": len(evil),
                              "body_sha256": hashlib.sha256(evil).digest()})  # fmt: skip
             with refused(CODE.PERMISSION_DENIED, "signature"):
-                await send_call(agent.stub, forged, signature, evil)
+                await send_call(agent.stub, forged, keys, evil, proof=prove_call(keys, call))
 
     asyncio.run(story())
 
