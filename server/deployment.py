@@ -7,7 +7,8 @@
     $FEDSEC_HOME/gateway/       nodes.json: which node belongs to which certificate, as the gateway saw it
     $FEDSEC_HOME/log/           the transparency log, one for all runs: clients follow it
 
-1. The clients are the members of the CA's list. Whoever was revoked is gone: not asked, and shown as gone with the reason.
+1. The clients are the members of the CA's list. Whoever was revoked is gone: not asked, and shown as gone with the reason. Clients take no part in a
+   group with a revoked member, so the run goes over to the CA's next list, without it, before the next round.
 2. A node is a client's if the gateway saw that client's certificate on it, the list has its key, and the revocation list lacks its number.
 3. A certificate, list or revocation list out of its period: the run does not begin, or ends after the round, and can be resumed. Fail closed.
 4. What a simulation reads off everybody's records comes from the plan here (batch sizes), or is the server's own (its test records).
@@ -15,14 +16,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 from fedsec.data.datasets import load_dataset
-from fedsec.errors import CertificateError, ConfigError, StorageError
+from fedsec.errors import CertificateError, ConfigError, StorageError, VerificationError
 from fedsec.flower.signed import ServerIdentity
 from fedsec.identity.folder import Identity, load_identity
 from fedsec.identity.names import Role
@@ -51,8 +52,8 @@ class DeployedAttendance:
     Attributes:
         home: of the server.
         identity: of the server, for the issuers.
-        roster: the list that the run began with.
-        serial_numbers: client id → number of the certificate that the run began with.
+        roster: the list that the run goes by.
+        serial_numbers: client id → number of the certificate that was on a list of this run when it was read.
         now: gives the time, aware.
         newest: number of the newest revocation list seen; an older one is refused.
     """
@@ -60,7 +61,7 @@ class DeployedAttendance:
     home: Path
     identity: Identity
     roster: VerifiedRoster
-    serial_numbers: Mapping[str, int]
+    serial_numbers: dict[str, int]
     now: Now
     newest: int = 0
 
@@ -108,24 +109,37 @@ def deployed_world(plan: Plan, folder: RunFolder, home: Path, now: Now = lambda:
     identity, signed, verified, certificates = _opened(home, now())
     attendance = _attendance(home, identity, verified, certificates, now)
     check_number(plan, len(certificates), len(attendance.gone()), begun=folder.checkpoints.exists())
-    federation = Federation(
-        identity=partial(_current, home / IDENTITY),
-        signed=signed,
-        verified=verified,
-        certificates={name: der for name, (der, _) in certificates.items()},
-        log_folder=home / LOG,
-        durable=True,
-        now=now,
-    )
     return World(
         dataset=load_dataset(plan.data, seed=plan.federation.seed),
         parts=None,
         weight_limit=deployed_weight_limit(plan),
         randomness="operating system",
         simulation_dir="",
-        federation=federation,
+        federation=_federation(home, signed, verified, certificates, now),
         attendance=attendance,
+        newer=partial(_newer, plan, home, attendance, now),
     )
+
+
+def _newer(plan: Plan, home: Path, attendance: DeployedAttendance, now: Now) -> Federation | None:
+    """The federation by the CA's newer list, if there is one without anybody who is gone; the attendance goes by it from then on.
+
+    Raises:
+        ConfigError: it has more clients than the plan's guarantees are for.
+        StorageError, VerificationError: as :func:`deployed_world`.
+    """
+    identity, gone = load_identity(home / IDENTITY), attendance.gone()
+    try:
+        signed, verified = _read_roster(home, identity, now())
+    except (StorageError, VerificationError):
+        return None  # the gateway may be writing it this moment; until it holds, the run goes by the list that it has
+    if verified.roster.version <= attendance.roster.roster.version or gone.keys() & verified.roster.by_id.keys():
+        return None
+    certificates = _read_certificates(home, identity, verified, now())  # they are written before the list
+    check_number(plan, len(certificates), 0, begun=True)
+    attendance.roster = verified
+    attendance.serial_numbers |= {name: peer.serial_number for name, (_, peer) in certificates.items()}
+    return _federation(home, signed, verified, certificates, now)
 
 
 def check_home(plan: Plan, home: Path, now: Now = lambda: datetime.now(UTC)) -> None:
@@ -190,6 +204,18 @@ def _opened(home: Path, now: datetime) -> tuple[Identity, SignedRoster, Verified
 def _attendance(home: Path, identity: Identity, roster: VerifiedRoster, certificates: Certificates, now: Now) -> DeployedAttendance:
     numbers = {name: peer.serial_number for name, (_, peer) in certificates.items()}
     return DeployedAttendance(home=home, identity=identity, roster=roster, serial_numbers=numbers, now=now)
+
+
+def _federation(home: Path, signed: SignedRoster, verified: VerifiedRoster, certificates: Certificates, now: Now) -> Federation:
+    return Federation(
+        identity=partial(_current, home / IDENTITY),
+        signed=signed,
+        verified=verified,
+        certificates={name: der for name, (der, _) in certificates.items()},
+        log_folder=home / LOG,
+        durable=True,
+        now=now,
+    )
 
 
 def _verified(identity: Identity, certificate_der: bytes, role: Role, now: datetime) -> VerifiedPeer:

@@ -52,7 +52,14 @@ def build_secure_rounds(
     log = cleanup.enter_context(TransparencyLog.open(federation.log_folder, signer, durable=federation.durable))
     bound = update_bound(plan, dimension=dimension, noise_multiplier=noise_multiplier, weight_limit=world.weight_limit)
     membership = _membership(federation, log)
-    sizes = {len(cohort) for cohort in membership.cohorts}
+
+    def encodings(of: Membership) -> dict[int, FixedPoint]:
+        return {size: FixedPoint.for_norm(bound, num_clients=size, dimension=dimension) for size in {len(cohort) for cohort in of.cohorts}}
+
+    def newer() -> tuple[Membership, dict[int, FixedPoint]] | None:
+        found = world.newer()
+        return None if found is None else ((members := _membership(found, log)), encodings(members))
+
     return SecureRounds(
         grid=grid,
         plan=plan,
@@ -62,7 +69,8 @@ def build_secure_rounds(
         log=log,
         evidence_dir=folder.path / "evidence",
         saved_dir=folder.path / "unmasking",
-        fixed_points={size: FixedPoint.for_norm(bound, num_clients=size, dimension=dimension) for size in sizes},
+        fixed_points=encodings(membership),
+        newer=newer,
         weight_limit=world.weight_limit,
         defence=defence,
         stop=session.stop,

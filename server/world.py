@@ -59,6 +59,7 @@ class World:
         simulation_dir: where simulated clients keep their stores; empty in a deployment.
         federation: None where clients act without certificates.
         attendance: who may take part now; None in a simulation: every node.
+        newer: the federation by the CA's newer list, if there is one to go over to; None: there is not.
     """
 
     dataset: Dataset
@@ -68,6 +69,7 @@ class World:
     simulation_dir: str
     federation: Federation | None
     attendance: Attendance | None = None
+    newer: Callable[[], Federation | None] = lambda: None
 
     def way(self, grid: Grid) -> Grid:
         """The grid to use: one that signs, wherever the server has an identity."""

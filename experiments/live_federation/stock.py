@@ -144,7 +144,6 @@ class StockFederation:
         """CA, identities, list of clients, and an empty revocation list."""
         from fedsec.identity.ca import CertificateAuthority
         from fedsec.identity.folder import create_identity
-        from fedsec.identity.roster import RosterMember, make_roster
         from fedsec.signing import Signer
 
         self.authority = CertificateAuthority.create("live.example", now=self.now)
@@ -153,7 +152,7 @@ class StockFederation:
         create_identity(self.home / "identity", signer, server.certificate_der, *issuers)
         folder = self.home / "federation"
         (folder / "certificates").mkdir(parents=True)
-        self.certificates, members = {}, []
+        self.certificates = {}
         for number, name in enumerate(self.names):
             home, key = self.root / name, Signer.generate()
             home.mkdir()
@@ -163,14 +162,23 @@ class StockFederation:
             (home / "settings.toml").write_text(settings_of(name, home, source=f"experiments.live_federation.data:client_{number}"))
             self._write_node_key(home)
             self.certificates[name] = (issued, key.public_key)
-            members.append(RosterMember(name, key.public_key, issued.fingerprint))
+        self._server, self._roster = (signer.public_key, server.fingerprint), None
+        self.list(*self.names)
+        self.revoke(number=1)
+
+    def list(self, *names: str) -> None:
+        """A new list of clients."""
+        from fedsec.identity.roster import Roster, RosterMember, make_roster
+
+        members = [RosterMember(name, self.certificates[name][1], self.certificates[name][0].fingerprint) for name in names]
         signed = make_roster(
-            self.authority.signer, federation="live.example", members=members, cohort_size=64, server_public_key=signer.public_key,
-            server_fingerprint=server.fingerprint, now=self.now,
+            self.authority.signer, federation="live.example", members=members, cohort_size=64, server_public_key=self._server[0],
+            server_fingerprint=self._server[1], now=self.now, previous=self._roster,
         )  # fmt: skip
+        self._roster = Roster.decode(signed.roster_bytes)
+        folder = self.home / "federation"
         (folder / "roster.json").write_bytes(signed.roster_bytes)
         (folder / "roster.signature").write_bytes(signed.signature)
-        self.revoke(number=1)
 
     def revoke(self, *names: str, number: int) -> None:
         """A new revocation list with these clients on it."""

@@ -28,7 +28,7 @@ from fedsec.defence import Defence
 from fedsec.errors import PeerError, RoundAborted
 from fedsec.flower.attendance import Attendance
 from fedsec.flower.exchange import StopRequested, exchange
-from fedsec.flower.muster import Muster
+from fedsec.flower.muster import DEPLOYED_POLL_S, Muster
 from fedsec.flower.records import (
     EVALUATE,
     PERSONALISE,
@@ -50,6 +50,9 @@ from fedsec.robust.validation import MAX_BATCH_SIZE, ValidUpdate, validate_updat
 from fedsec.vectors import FloatArray, Layout, arrays_digest
 
 Segments = tuple[tuple[float, float, int], ...]
+
+NEXT_LIST_S = 20.0
+"""How long a round waits for the CA's next list after somebody was revoked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +185,7 @@ class FederationLoop:
         """One round, in clear or masked, to its checkpoint."""
         muster = self._muster()
         muster.refresh(self.plan.federation.min_clients)
+        self._follow_list(muster)
         gone, present = muster.gone(), muster.present()
         if len(set(present) - self.defence.excluded) < self.plan.federation.min_clients:
             left = f"; revoked: {', '.join(sorted(gone))}" if gone else ""
@@ -190,9 +194,34 @@ class FederationLoop:
                 f"{len(self.defence.excluded)} are excluded for proven faults{left}"
             )
         if self.secure is not None:
-            self._secure_round(self.secure, server_round, present, gone)
+            asked = dict(self.state.asked)
+            try:
+                self._secure_round(self.secure, server_round, present, gone)
+            except RoundAborted:
+                if muster.gone() == gone:
+                    raise
+                self.state.asked = (
+                    asked  # somebody was revoked meanwhile, and the others refused: the same round is asked again by the next list
+                )
         else:
             self._open_round(server_round, present, gone)
+
+    def _follow_list(self, muster: Muster) -> None:
+        """Where somebody on the list is gone, wait a little for the CA's next list and go over to it; without one the round goes on with the old."""
+        if self.secure is None or not self._lists(muster.gone()):
+            return
+        deadline = time.monotonic() + NEXT_LIST_S
+        while self._lists(muster.gone()) and time.monotonic() < deadline:
+            if self.secure.go_over():
+                muster.offer_again()
+                self.services.note(f"the run goes by the CA's next list, with {self.secure.membership.num_clients} clients")
+                return
+            if self.services.stop.wait(DEPLOYED_POLL_S):
+                raise StopRequested
+
+    def _lists(self, gone: Mapping[str, str]) -> bool:
+        """Whether the list that the server goes by has somebody who is gone."""
+        return self.secure is not None and any(name in gone for name in self.secure.membership.certificates)
 
     def _secure_round(self, secure: SecureRounds, server_round: int, present: dict[str, int], gone: dict[str, str]) -> None:
         """The sum over whom secure aggregation accepted, applied like any other."""

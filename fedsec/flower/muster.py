@@ -88,6 +88,12 @@ class Muster:
         if newcomers := {node: name for node, name in nodes.items() if known.get(node) != name}:
             self._welcome(newcomers)
 
+    def offer_again(self) -> None:
+        """Hand the list that the server goes by now to everybody who is here; who does not take it, or is not on it, takes no part."""
+        for name, reason in self._hand_out(self.present()).items():
+            self._fault(f"{name}: {reason}")
+            del self.clients[name]
+
     def present(self) -> dict[str, int]:
         """Client id → node id of those that can be asked now."""
         if self.attendance is None:

@@ -96,13 +96,16 @@ def save_group(path: Path, group: GroupServer) -> bool:
     return True
 
 
-def load_group(path: Path, members: Callable[[int], Sequence[Member]], verify: Verify) -> GroupServer | None:
-    """The group in the file, in phase UNMASK; None where there is no file.
+def load_group(
+    path: Path, members: Callable[[int], Sequence[Member]], verify: Verify, *, roster_hash: bytes | None = None
+) -> GroupServer | None:  # fmt: skip
+    """The group in the file, in phase UNMASK; None where there is no file, or where the CA's list is another by now: that round is lost.
 
     Args:
         path: the file.
         members: cohort number → its members.
         verify: checks signatures.
+        roster_hash: of the list that the server goes by; None: whatever it was.
 
     Raises:
         StorageError: damaged, or not of this federation.
@@ -115,6 +118,8 @@ def load_group(path: Path, members: Callable[[int], Sequence[Member]], verify: V
         raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
     try:
         saved = SavedGroup.decode(data)
+        if roster_hash is not None and any(item.config.roster_hash != roster_hash for item in saved.cohorts):
+            return None
         cohorts = {item.config.cohort: _replayed(item, saved, members(item.config.cohort), verify) for item in saved.cohorts}
     except (FedsecError, DecodeError, ValueError, IndexError) as error:
         raise StorageError(f"{path} is damaged ({error}); remove it: the round that it holds is lost then") from None

@@ -117,6 +117,7 @@ class SecureRounds:
         on_answers: told (answers so far, clients asked) while clients train.
         now_s: seconds since 1970.
         verify: checks signatures.
+        newer: membership and encodings by the CA's newer list, if there is one to go over to.
     """
 
     grid: Grid
@@ -134,6 +135,15 @@ class SecureRounds:
     on_answers: Callable[[int, int], None] = lambda _answered, _asked: None
     now_s: Callable[[], int] = lambda: int(time.time())
     verify: Verify = field(default_factory=VerificationCache)
+    newer: Callable[[], tuple[Membership, Mapping[int, FixedPoint]] | None] = lambda: None
+
+    def go_over(self) -> bool:
+        """Between two rounds: go by the CA's newer list from now on, if there is one; True if so."""
+        found = self.newer()
+        if found is None:
+            return False
+        self.membership, self.fixed_points = found
+        return True
 
     def run(self, given: RoundInput, nodes: Mapping[str, int]) -> SecureOutcome:
         """One round, all its attempts.
@@ -178,7 +188,7 @@ class SecureRounds:
             return results
         self._restore_judgement(given.request.server_round)
         for path in sorted(self.saved_dir.glob("*.bin")):
-            group = load_group(path, lambda number: self.membership.cohorts[number], self.verify)
+            group = load_group(path, lambda number: self.membership.cohorts[number], self.verify, roster_hash=self.membership.roster_hash)
             if group is None or any(cohort.config.server_round != given.request.server_round for cohort in group.cohorts.values()):
                 continue
             self._ask(group, Phase.UNMASK, given, nodes, tally)

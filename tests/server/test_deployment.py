@@ -162,6 +162,55 @@ def test_clients_may_give_their_own_batch_sizes_up_to_a_limit_that_the_plan_stat
     assert deployed_weight_limit(load_plan(overrides=[*SETS, "training.batch_size=uniform", "secagg.weight_limit=99"])) == 99
 
 
+# --- The CA's next list ---------------------------------------------------------------------------------------------------------
+
+
+def test_after_a_revocation_the_run_goes_over_to_the_cas_next_list(made):
+    world = world_of(made)
+    assert world.newer() is None  # nothing changed
+    made.revoke("client-0002", number=2)
+    assert world.newer() is None  # revoked, and the CA's list still has it
+    made.list("client-0000", "client-0001", "client-0003")
+    newer = world.newer()
+    assert sorted(newer.certificates) == ["client-0000", "client-0001", "client-0003"]
+    assert newer.verified.roster.version == world.federation.verified.roster.version + 1
+    assert list(world.attendance.gone()) == ["client-0002"]  # still shown as gone
+    assert "client-0002" not in world.attendance.admitted().values()
+    assert world.newer() is None  # once
+
+
+def test_a_next_list_that_is_being_written_is_waited_for_and_one_that_is_older_never_taken(made):
+    world = world_of(made)
+    made.revoke("client-0002", number=2)
+    old = {name: (made.home / "federation" / name).read_bytes() for name in ("roster.json", "roster.signature")}
+    made.list("client-0000", "client-0001", "client-0003")
+    whole = (made.home / "federation" / "roster.signature").read_bytes()
+    (made.home / "federation" / "roster.signature").write_bytes(old["roster.signature"])
+    assert world.newer() is None
+    (made.home / "federation" / "roster.signature").write_bytes(whole)
+    assert world.newer() is not None
+    for name, data in old.items():
+        (made.home / "federation" / name).write_bytes(data)
+    assert world.newer() is None
+
+
+def test_a_next_list_with_more_clients_than_the_plan_is_for_ends_the_run(made):
+    plan = load_plan(overrides=[*SETS, "federation.num_clients=4"])
+    world = world_of(made, plan)
+    issued, key = made.certificates["client-0000"]
+    from fedsec.signing import Signer
+
+    signer = Signer.generate()
+    more = made.authority.issue_node("client-0009", signer.public_key, site="loopback", now=made.now)
+    made.certificates["client-0009"] = (more, signer.public_key)
+    (made.home / "federation" / "certificates" / "client-0009.der").write_bytes(more.certificate_der)
+    made.list(*made.names, "client-0009")
+    assert issued
+    assert key
+    with pytest.raises(ConfigError, match="the CA's list has 5"):
+        world.newer()
+
+
 # --- Which engine, and which folder ---------------------------------------------------------------------------------------------
 
 
