@@ -40,7 +40,7 @@ def _bounds(axes: Axes, rows: list[dict[str, Any]]) -> None:
     plans = [result for row in rows for result in _one_run(row) if result.arm == "plan" and math.isfinite(result.audited.epsilon)]
     controls = [result for row in rows for result in _one_run(row) if result.arm != "plan"]
     limit = max([10.0, *(result.audited.epsilon * 1.3 for result in plans)])
-    axes.plot([0.1, limit], [0.1, limit], color="black", linewidth=0.8, label="refuted above this line")
+    axes.plot([0.05, limit], [0.05, limit], color="black", linewidth=0.8, label="refuted above this line")
     axes.scatter([r.audited.epsilon for r in plans], [r.lower_bound for r in plans], color=_COLOURS[0], label="lower bound, 95 %", zorder=3)
     estimates = [r for r in plans if r.gaussian_estimate is not None]
     axes.scatter(
@@ -54,9 +54,12 @@ def _bounds(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.scatter([r.audited.epsilon for r in plans], [r.perfect_bound for r in plans], marker="_", color="grey", label="perfect guesser")
     for colour, arm in zip(_COLOURS[1:], ("no-noise", "weak-noise", "accountant-reset"), strict=True):
         some = [r for r in controls if r.arm == arm]
-        axes.scatter([r.audited.epsilon for r in some], [r.lower_bound for r in some], marker="x", color=colour, label=f"control: {arm}")
+        aside = 0.88 if arm == "no-noise" else 1.0  # beside each other, not on top of each other
+        axes.scatter(
+            [r.audited.epsilon * aside for r in some], [r.lower_bound for r in some], marker="x", color=colour, label=f"control: {arm}"
+        )
     axes.set(
-        xscale="log", yscale="log", xlabel="epsilon that is claimed", ylabel="epsilon that was shown", xlim=(0.7, limit), ylim=(0.1, 20.0)
+        xscale="log", yscale="log", xlabel="epsilon that is claimed", ylabel="epsilon that was shown", xlim=(0.7, limit), ylim=(0.05, 20.0)
     )
     axes.set_title("1000 canaries, δ = 1e-5, three seeds")
     axes.legend(fontsize=8, loc="lower right")
@@ -69,6 +72,6 @@ def _curves(axes: Axes, rows: list[dict[str, Any]]) -> None:
                 x, y = zip(*result.membership.roc, strict=True)
                 axes.plot(x, y, color=colour, linewidth=1.0, label=name if row["seed"] == 1 else None)
     axes.plot([1e-3, 1.0], [1e-3, 1.0], color="black", linewidth=0.8, linestyle="--", label="a coin")
-    axes.set(xscale="log", yscale="log", xlabel="false positive rate", ylabel="true positive rate", xlim=(1e-3, 1.0), ylim=(1e-3, 1.0))
+    axes.set(xscale="log", yscale="log", xlabel="false positive rate", ylabel="true positive rate", xlim=(1e-3, 1.0), ylim=(1e-3, 1.3))
     axes.set_title("canaries found, attacker sees every update")
     axes.legend(fontsize=8, loc="lower right")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -109,11 +108,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     content = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"format": FORMAT, "rows": []}
-    for part in arguments.parts.split(","):
+    parts = arguments.parts.split(",")
+    for part in parts:
         for name, audit in audits_of(part).items():
             for seed in range(1, arguments.seeds + 1):
                 _run(content, part, name, seed, audit)
-    content["command"] = shlex.join(["python", "-m", "experiments.audit.run", *sys.argv[1:]])
+    content["commands"] = {**content.get("commands", {}), **{part: f"python -m experiments.audit.run --parts {part}" for part in parts}}
     atomic_write_json(RESULTS, content)
     draw(content["rows"], PICTURE)
     table = table_of(content["rows"])

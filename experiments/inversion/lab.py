@@ -113,8 +113,8 @@ def of_a_sum(scene: Scene, seen: Arrays, label: int) -> Guess:
 
     With the mean public picture for the former the latter is left over: a class with one record in the sum is laid bare.
     """
-    rest = CLASSES * scene.prior.mean / CLASSES
-    return Guess(picture=(rest - seen["weight"][label]).reshape(28, 28), label=label)
+    a_tenth_of_ten = scene.prior.mean
+    return Guess(picture=(a_tenth_of_ten - seen["weight"][label]).reshape(28, 28), label=label)
 
 
 def with_prior(scene: Scene, seen: Arrays, *, noise: float, label: int | None = None) -> Guess:
