@@ -149,3 +149,21 @@ def test_in_a_simulation_the_nodes_that_joined_are_the_clients():
     assert made.present() == {"a": 1}  # an id that two claim is nobody's
     made.refresh(3)
     assert made.gone() == {}
+
+
+def test_the_cas_next_list_is_offered_to_everybody_who_is_here_and_who_does_not_take_it_is_out(monkeypatch):
+    notes, offered = [], []
+    grid, seen = Nodes({1: "a", 2: "b", 3: "c"}), Certified({1: "a", 2: "b", 3: "c"})
+    made = muster(grid, seen, notes=notes)
+    made.join()
+    seen.revoked["b"] = "its certificate 1F was revoked"
+
+    def hand_out(self, joined):
+        offered.append(dict(joined))
+        return {"c": "saw another log"}
+
+    monkeypatch.setattr(Muster, "_hand_out", hand_out)
+    made.offer_again()
+    assert offered == [{"a": 1, "c": 3}]
+    assert made.present() == {"a": 1}
+    assert notes == ["c: saw another log"]

@@ -491,6 +491,8 @@ def test_a_saved_group_replays_to_the_same_requests_and_only_for_its_own_members
     with pytest.raises(StorageError, match="damaged"):
         load_group(path, lambda _number: swapped, verify_signature)
     assert load_group(tmp_path / "absent.bin", lambda _number: members, verify_signature) is None
+    assert load_group(path, lambda _number: members, verify_signature, roster_hash=first.cohorts[0].config.roster_hash) is not None
+    assert load_group(path, lambda _number: members, verify_signature, roster_hash=bytes(32)) is None  # the CA's list is another by now
     resume()
     assert list(path.parent.iterdir()) == []  # nothing of a round is kept past its checkpoint
 
