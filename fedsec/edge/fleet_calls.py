@@ -3,7 +3,8 @@
 1. Flower checks that the caller is the node it names, and then believes the message inside: any node can command another by pushing a
    message that claims to be the server's. Here a pushed message is from the certificate's node, to the ServerApp, and answers one.
 2. Bodies are decoded with the same field numbers and types as Flower's, by the same library: what is checked is what the SuperLink
-   reads. A test compares both on hostile bytes. The bytes that were checked are forwarded as they came.
+   reads. A test compares both on hostile bytes. Requests that push, pull or confirm have no field that we do not know; of a pushed
+   message only our own serialisation goes on.
 3. Flower's headers are text of a form that cannot break out of an HTTP header; the key in them is the certificate's.
 
 Source: flwr 1.41, ``superlink/routers/fleet``; design note FLOWER, "Holes inside a federation of authenticated nodes".
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from cryptography.hazmat.primitives import serialization
 from google.protobuf.message import DecodeError as ProtobufError
 
 from fedsec.edge import fleet_pb2, paths
+from fedsec.edge.flower_objects import has_unknown
 from fedsec.edge.refusal import Reason, Refused
 from fedsec.edge.signing import Call
 from fedsec.signing import decode_public_key
@@ -33,6 +36,9 @@ _LENGTH_FIRST = 2
 _OBJECT_CONTENT = 4 << 3 | 2
 _OBJECT_TAGS = frozenset({1 << 3 | 2, 2 << 3, 3 << 3 | 2, _OBJECT_CONTENT, 5 << 3 | 2})
 """Node, run id, object id, content, session id: tags of PushObjectRequest's fields."""
+
+MAX_RUNTIME_S = 86_400.0
+"""How long a ClientApp may say that it ran."""
 
 _TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?\+00:00", re.ASCII)
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{40,200}={0,2}", re.ASCII)
@@ -51,6 +57,23 @@ class Node:
     client_id: str
     public_key: bytes
     node_id: int
+
+
+@dataclass(frozen=True)
+class PushedObject:
+    """An object of a reply, as it was pushed.
+
+    Attributes:
+        run_id: of the reply.
+        object_id: 64 hex digits, if it is honest.
+        session_id: that the gateway gave for the reply.
+        content: a view into the body.
+    """
+
+    run_id: int
+    object_id: str
+    session_id: str
+    content: memoryview
 
 
 @functools.lru_cache(maxsize=1 << 14)
@@ -82,7 +105,7 @@ def check_headers(call: Call, public_key: bytes) -> None:
         raise Refused(Reason.MALFORMED, "Flower's time stamp or signature is not of its form")
 
 
-def check_body(path: str, body: bytes | bytearray, node: Node) -> None:
+def check_body(path: str, body: bytes | bytearray, node: Node) -> Any:
     """Refuse a body that speaks of another node, or a message that does not go from the node to the ServerApp.
 
     Args:
@@ -90,39 +113,56 @@ def check_body(path: str, body: bytes | bytearray, node: Node) -> None:
         body: the whole.
         node: the certificate's.
 
+    Returns:
+        The request as it was read; of ``push-object`` a :class:`PushedObject`.
+
     Raises:
         Refused: says what is wrong; nothing of the body is repeated.
     """
+    if path == paths.PUSH_OBJECT:
+        return _pushed_object(body, node)
     kind, check = _CHECKS[path]
     try:
-        request = kind.FromString(_without_content(body) if path == paths.PUSH_OBJECT else body)
+        request = kind.FromString(bytes(body))
     except (ProtobufError, ValueError):
         raise Refused(Reason.MALFORMED, "the body is not a message of this path") from None
+    if path in _WHOLE and has_unknown(request):
+        raise Refused(Reason.MALFORMED, "the body has fields that are not known here; is it of a newer Flower?")
     check(request, node)
+    return request
 
 
-def _without_content(body: bytes | bytearray) -> bytes | bytearray:
-    """A PushObjectRequest without its largest part, which is not looked at: parsing would copy it.
+def _pushed_object(body: bytes | bytearray, node: Node) -> PushedObject:
+    """A PushObjectRequest whose largest part is not copied.
 
-    Only what our own protobuf library writes is cut: fields in a row with one byte for a tag, a text or bytes that end within the body.
-    Anything else is left as it is, for the parser to judge.
+    Only what Flower's own protobuf library writes is read: each field at most once, one byte for a tag, texts and bytes that end within
+    the body. Anything else is refused.
     """
-    place, end = 0, len(body)
-    kept: list[bytes | bytearray] = []
+    place, end, before, view = 0, len(body), 0, memoryview(body)
+    kept: list[memoryview] = []
+    content = view[:0]
     while place < end:
         tag, start = body[place], place
-        if tag not in _OBJECT_TAGS:
-            return body
         value, place = _varint(body, place + 1)
-        if value is None:
-            return body
+        if tag not in _OBJECT_TAGS or tag <= before or value is None:
+            raise Refused(Reason.MALFORMED, "the body is not an object as Flower pushes it")
+        before = tag
         if tag & 7 == _LENGTH_FIRST:
             place += value
             if place > end:
-                return body
-        if tag != _OBJECT_CONTENT:
-            kept.append(body[start:place])
-    return b"".join(kept)
+                raise Refused(Reason.MALFORMED, "the body is cut short")
+        if tag == _OBJECT_CONTENT:
+            content = view[place - value : place]
+        else:
+            kept.append(view[start:place])
+    try:
+        request = fleet_pb2.PushObjectRequest.FromString(b"".join(kept))
+    except (ProtobufError, ValueError):
+        raise Refused(Reason.MALFORMED, "the body is not a message of this path") from None
+    if has_unknown(request):
+        raise Refused(Reason.MALFORMED, "the body has fields that are not known here; is it of a newer Flower?")
+    _check_same(request.node.node_id, node)
+    return PushedObject(request.run_id, request.object_id, request.session_id, content)
 
 
 def _varint(body: bytes | bytearray, place: int) -> tuple[int | None, int]:
@@ -170,6 +210,11 @@ def _check_push(request: fleet_pb2.PushMessagesRequest, node: Node) -> None:
         raise Refused(Reason.MESSAGE, "the message answers none")
     if not metadata.message_id or request.message_object_trees[0].object_id != metadata.message_id:
         raise Refused(Reason.MESSAGE, "the tree of objects is not the message's")
+    if not (math.isfinite(metadata.ttl) and math.isfinite(metadata.created_at)):
+        raise Refused(Reason.MESSAGE, "the message has a time that is none")
+    runtimes = [min(max(value, 0.0), MAX_RUNTIME_S) if math.isfinite(value) else 0.0 for value in request.clientapp_runtime_list[:1]]
+    request.ClearField("clientapp_runtime_list")
+    request.clientapp_runtime_list.extend(runtimes)
 
 
 _CHECKS: Mapping[str, tuple[Any, Callable[[Any, Node], None]]] = {
@@ -180,8 +225,10 @@ _CHECKS: Mapping[str, tuple[Any, Callable[[Any, Node], None]]] = {
     paths.PUSH_MESSAGES: (fleet_pb2.PushMessagesRequest, _check_push),
     paths.GET_RUN: (fleet_pb2.GetRunRequest, _check_node),
     paths.GET_FAB: (fleet_pb2.GetFabRequest, _check_node),
-    paths.PUSH_OBJECT: (fleet_pb2.PushObjectRequest, _check_node),
     paths.PULL_OBJECT: (fleet_pb2.PullObjectRequest, _check_node),
     paths.CONFIRM_MESSAGE_RECEIVED: (fleet_pb2.ConfirmMessageReceivedRequest, _check_node),
 }
-assert _CHECKS.keys() == paths.BODY_LIMITS.keys()
+_WHOLE = frozenset({paths.PUSH_MESSAGES, paths.PULL_OBJECT, paths.CONFIRM_MESSAGE_RECEIVED})
+"""Requests that our ``fleet.proto`` declares whole."""
+
+assert _CHECKS.keys() | {paths.PUSH_OBJECT} == paths.BODY_LIMITS.keys()

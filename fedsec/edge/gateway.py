@@ -25,6 +25,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from fedsec.edge import edge_pb2
 from fedsec.edge.audit import AuditLog
 from fedsec.edge.authority import CaClient, NoAuthority
+from fedsec.edge.collecting import Collector
+from fedsec.edge.deliveries import Deliveries
 from fedsec.edge.gateway_calls import EdgeService
 from fedsec.edge.gateway_state import CallSettings, GatewayState, utc_now
 from fedsec.edge.gateway_tasks import Caretaker
@@ -76,7 +78,7 @@ def make_state(settings: ServerSettings) -> GatewayState:
     home = settings.home
     folder = home / "gateway"
     try:
-        for path in (folder, folder / "spool", home / "federation"):
+        for path in (folder, *(folder / name for name in ("spool", "delivered", "collect")), home / "federation"):
             path.mkdir(mode=0o700, exist_ok=True, parents=True)
     except OSError as error:
         raise StorageError(f"cannot make {folder}: {error.strerror or error}") from error
@@ -96,6 +98,8 @@ def make_state(settings: ServerSettings) -> GatewayState:
         registry=Registry(folder / "nodes.json"),
         limiter=Limiter(settings.limits),
         spool=Spool(folder / "spool"),
+        deliveries=Deliveries(folder / "delivered"),
+        collector=Collector(folder / "collect", node_bytes=4 * settings.limits.object_bytes),
         upstream=Upstream(
             "127.0.0.1", settings.superlink.port, home / "superlink" / "ca.pem", max_answer_bytes=settings.limits.object_bytes + (1 << 20)
         ),
@@ -187,6 +191,7 @@ class Gateway:
             "nodes": lambda: len(state.registry),
             "held_pulls": lambda: len(state.holders),
             "unconfirmed_answers": lambda: len(state.spool),
+            "unfinished_replies": lambda: len(state.collector),
             "held_bytes": lambda: state.limiter.held_bytes,
             "certificate_seconds_left": seconds_left,
             "healthy": lambda: float(self._care.is_healthy()),

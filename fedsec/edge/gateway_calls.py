@@ -31,6 +31,7 @@ from fedsec.edge.fleet_calls import Node, check_body, check_headers
 from fedsec.edge.gateway_state import GatewayState
 from fedsec.edge.pulling import Forwarded, pull_messages
 from fedsec.edge.refusal import Reason, Refused
+from fedsec.edge.replies import push_messages, push_object
 from fedsec.edge.service import REPLY_CHUNK, encode_piece, pieces
 from fedsec.edge.sessions import Session
 from fedsec.edge.signing import (
@@ -54,6 +55,7 @@ from fedsec.errors import CertificateError, FedsecError, SignatureError
 from fedsec.identity.tls import check_tls13, peer_certificate
 from fedsec.identity.verify import VerifiedPeer
 
+_OK = 200
 _HASH_BYTES = 32
 _THREAD_ABOVE = MAX_CHUNK_BYTES
 _MAX_VERSION = 64
@@ -228,25 +230,35 @@ class EdgeService:
         return body
 
     async def _serve(self, forward: Call, body: bytes | bytearray, call: Running) -> Forwarded:
-        node = self._state.registry.find(call.peer.public_key)
+        state = self._state
+        node = state.registry.find(call.peer.public_key)
         if node is None:
             raise Refused(
                 Reason.NOT_REGISTERED, "this client is not on the CA's list that the gateway has, or not registered yet; come back later"
             )
-        if len(body) > _THREAD_ABOVE:
-            await asyncio.to_thread(check_body, forward.path, body, node)
-        else:
-            check_body(forward.path, body, node)
+        request = check_body(forward.path, body, node)
+        self._check_again(call, forward)
         if forward.received_pull:
-            await self._state.confirm(node.node_id, forward.received_pull)
+            await state.confirm(node.node_id, forward.received_pull)
         if forward.path == paths.PULL_MESSAGES:
-            return await pull_messages(self._state, node, forward, bytes(body))
-        return await self._pass_on(forward, body, node)
+            return await pull_messages(state, node, forward, bytes(body))
+        if forward.path == paths.PUSH_MESSAGES:
+            return await push_messages(state, node, request)
+        if forward.path == paths.PUSH_OBJECT:
+            return await push_object(state, node, forward, request, lambda: self._check_again(call, forward))
+        return await self._pass_on(forward, body, request, node)
 
-    async def _pass_on(self, forward: Call, body: bytes | bytearray, node: Node) -> Forwarded:
+    async def _pass_on(self, forward: Call, body: bytes | bytearray, request: Any, node: Node) -> Forwarded:
+        state = self._state
         if forward.path != paths.SEND_NODE_HEARTBEAT:
-            self._state.note_use(node.node_id)
-        response = await self._state.ask(forward, body)
+            state.note_use(node.node_id)
+        if forward.path == paths.PULL_OBJECT:
+            state.deliveries.check_object(node.node_id, request.run_id, request.object_id)
+        if forward.path == paths.CONFIRM_MESSAGE_RECEIVED:
+            state.deliveries.check_message(node.node_id, request.run_id, request.message_object_id)
+        response = await state.ask(forward, body)
+        if forward.path == paths.CONFIRM_MESSAGE_RECEIVED and response.status == _OK:
+            await state.confirm_message(node.node_id, request.message_object_id)
         return Forwarded(response.status, response.content_type, response.body)
 
     async def _read(self, context: Any, timeout_s: float) -> Any:

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 from fedsec.edge import edge_pb2
 from fedsec.edge.audit import AuditLog
+from fedsec.edge.collecting import Collector
+from fedsec.edge.deliveries import Deliveries
 from fedsec.edge.limits import Limiter
 from fedsec.edge.longpoll import Holders, Spool
 from fedsec.edge.metrics import Metrics
@@ -23,7 +25,7 @@ from fedsec.edge.releases import Releases
 from fedsec.edge.sessions import Sessions
 from fedsec.edge.signing import Call
 from fedsec.edge.trust import Trust
-from fedsec.edge.upstream import Response, Upstream, UpstreamError
+from fedsec.edge.upstream import Response, Upstream, UpstreamBody, UpstreamError
 from fedsec.identity.verify import VerifiedPeer
 
 _UNAUTHORIZED = 401
@@ -74,6 +76,8 @@ class GatewayState:
         registry: the nodes.
         limiter: how much one client may ask for.
         spool: pulled messages that were not confirmed.
+        deliveries: what each node got.
+        collector: replies that are not whole yet.
         upstream: the SuperLink.
         authority: the CA.
         releases: release files.
@@ -93,6 +97,8 @@ class GatewayState:
     registry: Registry
     limiter: Limiter
     spool: Spool
+    deliveries: Deliveries
+    collector: Collector
     upstream: Upstream
     authority: Authority
     releases: Releases
@@ -106,12 +112,19 @@ class GatewayState:
     sync_wanted: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
+        self.registry.on_gone = self.forget_node
         self._used: dict[int, float] = {}
         self._locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._reply_locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def ask(self, call: Call, body: bytes | bytearray) -> Response:
-        """Forward a checked call to the SuperLink.
+    async def ask(self, call: Call, body: UpstreamBody, *, path: str = "") -> Response:
+        """Send a checked call to the SuperLink.
+
+        Args:
+            call: with Flower's headers.
+            body: protobuf.
+            path: another than the call's.
 
         Raises:
             UpstreamError: it does not answer.
@@ -119,7 +132,7 @@ class GatewayState:
         """
         headers = {"flwr-public-key": call.public_key, "flwr-timestamp": call.timestamp, "flwr-signature": call.flower_signature}
         try:
-            response = await self.upstream.post(call.path, body, headers)
+            response = await self.upstream.post(path or call.path, body, headers)
         except UpstreamError:
             self.sync_wanted.set()  # asks the SuperLink at once, and again until it answers: the health follows
             raise
@@ -138,6 +151,28 @@ class GatewayState:
     def pull_lock(self, node_id: int) -> asyncio.Lock:
         """Held while a node's messages are asked for, kept or forgotten."""
         return self._locks[node_id]
+
+    async def confirm_message(self, node_id: int, message_id: str) -> None:
+        """The node has a message in full: whatever of it was kept to be served again is not needed."""
+        self.deliveries.confirmed(node_id, message_id)
+        waiting = self.spool.waiting(node_id)
+        if waiting is not None and waiting.message_ids == (message_id,):
+            await self.confirm(node_id, waiting.delivery)
+
+    async def forget_node(self, public_key: bytes, node_id: int) -> None:
+        """A node was taken from the SuperLink for good: nothing of it is kept."""
+        self.sessions.end(public_key)
+        self.holders.oust(node_id)
+        async with self.pull_lock(node_id):
+            if (waiting := self.spool.waiting(node_id)) is not None:
+                await asyncio.to_thread(self.spool.confirm, node_id, waiting.delivery)
+            await asyncio.to_thread(self.deliveries.forget, node_id)
+        async with self.reply_lock(node_id):
+            await asyncio.to_thread(self.collector.forget, node_id)
+
+    def reply_lock(self, node_id: int) -> asyncio.Lock:
+        """Held while a node's replies begin or are forgotten."""
+        return self._reply_locks[node_id]
 
     def note_use(self, node_id: int) -> None:
         """The node got a message, or does something with one."""

@@ -11,11 +11,15 @@ One file a node, ``<node id>``: ``delivery (32) â€– length of content type (2) â
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from google.protobuf.message import DecodeError as ProtobufError
+
+from fedsec.edge import fleet_pb2
 from fedsec.edge.signing import DELIVERY_BYTES
 from fedsec.errors import StorageError
 from fedsec.files import atomic_write_bytes, fsync_folder
@@ -26,6 +30,8 @@ POLL_S = 0.25
 IDLE_POLL_S = 1.0
 QUIET_AFTER_S = 120.0
 MAX_SPOOL_BYTES = 16 * 1024 * 1024
+MAX_SPOOL_TOTAL = 1024 * 1024 * 1024
+"""Of all nodes together."""
 
 _HASH_BYTES = 32
 
@@ -43,6 +49,15 @@ class Pulled:
     delivery: bytes
     content_type: str
     body: bytes
+
+    @functools.cached_property
+    def message_ids(self) -> tuple[str, ...]:
+        """Which messages it holds; none if it cannot be read."""
+        try:
+            messages = fleet_pb2.PullMessagesResponse.FromString(self.body).messages_list
+        except ProtobufError:
+            return ()
+        return tuple(message.metadata.message_id for message in messages)
 
 
 def encode_pulled(pulled: Pulled) -> bytes:
@@ -99,6 +114,9 @@ class Spool:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def _bytes(self) -> int:
+        return sum(len(pulled.body) for pulled in list(self._kept.values()))
+
     def waiting(self, node_id: int) -> Pulled | None:
         """What the node has not confirmed."""
         return self._kept.get(node_id)
@@ -111,6 +129,8 @@ class Spool:
         """
         if len(pulled.body) > MAX_SPOOL_BYTES:
             raise StorageError(f"an answer of {len(pulled.body)} bytes is over the limit of {MAX_SPOOL_BYTES}")
+        if self._bytes() + len(pulled.body) > MAX_SPOOL_TOTAL:
+            raise StorageError(f"unconfirmed answers would have over {MAX_SPOOL_TOTAL} bytes")
         atomic_write_bytes(self._folder / str(node_id), encode_pulled(pulled), mode=0o600)
         self._kept[node_id] = pulled
 
@@ -164,6 +184,12 @@ class Holders:
     def holds(self, node_id: int, ticket: int) -> bool:
         """Whether the place is still this call's."""
         return self._newest.get(node_id) == ticket
+
+    def oust(self, node_id: int) -> None:
+        """End the node's held call, if there is one."""
+        ticket = self._newest.get(node_id)
+        if ticket is not None:
+            self._ousted[node_id, ticket]()
 
     def leave(self, node_id: int, ticket: int) -> None:
         """Give the place up; nothing happens if it is another's by now."""

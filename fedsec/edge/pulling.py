@@ -87,15 +87,22 @@ async def _ask(state: GatewayState, node: Node, call: Call, body: bytes) -> Forw
         waiting = state.spool.waiting(node.node_id)
         if waiting is None:
             response = await state.ask(call, body)
-            if response.status != _OK or not _has_messages(response):
+            if response.status != _OK or not _messages(response):
                 return Forwarded(response.status, response.content_type, response.body)
             waiting = Pulled(secrets.token_bytes(DELIVERY_BYTES), response.content_type, response.body)
-            await asyncio.to_thread(state.spool.keep, node.node_id, waiting)
+            await asyncio.to_thread(_keep, state, node.node_id, waiting)
             state.note_use(node.node_id)
         return Forwarded(_OK, waiting.content_type, waiting.body, waiting.delivery)
 
 
-def _has_messages(response: Response) -> bool:
+def _keep(state: GatewayState, node_id: int, pulled: Pulled) -> None:
+    """Write down what the node is about to get: the answer first, so that it is not lost, then what it may ask for by it."""
+    state.spool.keep(node_id, pulled)
+    state.deliveries.note(node_id, fleet_pb2.PullMessagesResponse.FromString(pulled.body))
+
+
+def _messages(response: Response) -> bool:
+    """Whether there are any."""
     if not response.body:
         return False
     try:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -71,6 +71,9 @@ class Registry:
 
     Args:
         nodes_file: ``nodes.json``; what an earlier process wrote there says which certificates were in use.
+
+    Attributes:
+        on_gone: told the key and the id of each node that was unregistered.
     """
 
     def __init__(self, nodes_file: Path) -> None:
@@ -80,6 +83,7 @@ class Registry:
         self._shown: dict[bytes, int] = {}
         self._known: dict[bytes, int] = {}
         self._names: dict[bytes, str] = {}
+        self.on_gone: Callable[[bytes, int], Awaitable[None]] = _nobody
         with contextlib.suppress(StorageError):
             before = read_nodes(nodes_file).values()
             self._known = {entry.public_key: entry.serial_number for entry in before if entry.serial_number is not None}
@@ -135,6 +139,7 @@ class Registry:
             node_id = registered.pop(flower_public_key(key), None)
             if node_id is not None:
                 await _unregister(control, node_id)
+                await self.on_gone(key, node_id)
                 done.append(f"unregistered {key.hex()}")
         for member in members:
             if member.public_key in gone:
@@ -165,6 +170,10 @@ class Registry:
         if content != self._written:
             atomic_write_json(self._file, content)
             self._written = content
+
+
+async def _nobody(_key: bytes, _node_id: int) -> None:
+    """Nobody is told."""
 
 
 async def _call(control: Control, path: str, request: Any, answer: Any) -> Any:

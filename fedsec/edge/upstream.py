@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from fedsec.errors import FedsecError, StorageError
 
@@ -27,6 +28,9 @@ MAX_IDLE_S = 3.0
 MAX_CONTENT_TYPE = 200
 _THREADS = 64
 """More than one client may use at a time, so that one cannot keep the others waiting."""
+
+
+UpstreamBody: TypeAlias = bytes | bytearray | tuple[bytes | bytearray | memoryview, ...]
 
 
 class UpstreamError(FedsecError):
@@ -78,16 +82,16 @@ class Upstream:
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="superlink")
 
-    async def post(self, path: str, body: bytes | bytearray, headers: Mapping[str, str]) -> Response:
+    async def post(self, path: str, body: UpstreamBody, headers: Mapping[str, str]) -> Response:
         """:meth:`post_now` without blocking the event loop. Cancelling does not stop a call that has begun."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self.post_now, path, body, headers)
 
-    def post_now(self, path: str, body: bytes | bytearray, headers: Mapping[str, str]) -> Response:
+    def post_now(self, path: str, body: UpstreamBody, headers: Mapping[str, str]) -> Response:
         """One POST.
 
         Args:
             path: HTTP path.
-            body: protobuf.
+            body: protobuf; pieces are sent one after the other, without joining them.
             headers: beside content type and length.
 
         Raises:
@@ -107,11 +111,11 @@ class Upstream:
         except (OSError, http.client.HTTPException) as error:
             raise UpstreamError(f"the SuperLink does not answer: {error or type(error).__name__}") from error
 
-    def _exchange(
-        self, connection: http.client.HTTPSConnection, path: str, body: bytes | bytearray, headers: Mapping[str, str]
-    ) -> Response:
+    def _exchange(self, connection: http.client.HTTPSConnection, path: str, body: UpstreamBody, headers: Mapping[str, str]) -> Response:
         try:
-            connection.request("POST", path, body=body, headers={"content-type": PROTOBUF, "accept": PROTOBUF, **headers})
+            size = sum(map(len, body)) if isinstance(body, tuple) else len(body)
+            ours = {"content-type": PROTOBUF, "accept": PROTOBUF, "content-length": str(size)}
+            connection.request("POST", path, body=body, headers={**ours, **headers})
             with connection.getresponse() as answer:
                 content = answer.read(self._max_bytes + 1)
                 if len(content) > self._max_bytes:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import hashlib
 import http.server
 import json
 import random
@@ -223,6 +224,8 @@ class FakeSuperLink:
         self.unregistered = []
         self.inbox = defaultdict(list)
         self.calls = []
+        self.announced = []
+        self.objects = {}
         self.next_id = 1000
         self._server = None
 
@@ -302,6 +305,17 @@ class FakeSuperLink:
         if path == paths.PULL_MESSAGES:
             inbox = self.inbox[fleet_pb2.PullMessagesRequest.FromString(body).node.node_id]
             return 200, inbox.pop(0) if inbox else b""
+        if path == paths.PUSH_MESSAGES:
+            request = fleet_pb2.PushMessagesRequest.FromString(body)
+            names = list(dict.fromkeys(_names(request.message_object_trees[0])))
+            self.announced.append(request)
+            wanted = [name for name in names if name not in self.objects]
+            return 200, fleet_pb2.PushMessagesResponse(objects_to_push=wanted, session_id="upstream").SerializeToString()
+        if path == paths.PUSH_OBJECT:
+            request = fleet_pb2.PushObjectRequest.FromString(body)
+            stored = request.object_id not in self.objects and request.session_id == "upstream"
+            self.objects[request.object_id] = request.object_content
+            return 200, fleet_pb2.PushObjectResponse(stored=stored).SerializeToString()
         if path == paths.SEND_NODE_HEARTBEAT:
             return 200, fleet_pb2.SendNodeHeartbeatResponse(success=True).SerializeToString()
         return 200, b""
@@ -313,9 +327,85 @@ class FakeSuperLink:
         """A message for a node."""
         metadata = fleet_pb2.Metadata(run_id=1, message_id=text, src_node_id=SERVER_APP, dst_node_id=self.node_id(name))
         answer = fleet_pb2.PullMessagesResponse(
-            messages_list=[fleet_pb2.Message(metadata=metadata)], message_object_trees=[fleet_pb2.ObjectTree(object_id=text)]
+            messages_list=[fleet_pb2.Message(metadata=metadata)],
+            message_object_trees=[fleet_pb2.ObjectTree(object_id=sent_object(text)[0])],
         )
         self.inbox[self.node_id(name)].append(answer.SerializeToString())
+
+
+def _names(tree):
+    return [name for child in tree.children for name in _names(child)] + [tree.object_id]
+
+
+def sent_object(text):
+    """Id and content of the object that stands for a message of the server's."""
+    return flower_object("Message", text.encode())
+
+
+def flower_object(kind, body, children=()):
+    """Id and content of an object, as flwr writes it."""
+    content = f"{kind} {','.join(children)} {len(body)}".encode() + b"\0" + body
+    return hashlib.sha256(content).hexdigest(), content
+
+
+@dataclass
+class LabReply:
+    """A reply with its objects: one record of settings and one of an array with two chunks."""
+
+    node_id: int
+    reply_to: str = "asked"
+    outer: dict = field(default_factory=dict)
+    inner: dict = field(default_factory=dict)
+    chunks: tuple = (b"\x93NUMPY first", b"second")
+
+    def __post_init__(self):
+        facts = {"run_id": 1, "src_node_id": self.node_id, "dst_node_id": SERVER_APP, "reply_to_message_id": self.reply_to,
+                 "message_type": "train", "ttl": 600.0, "created_at": 1.5}  # fmt: skip
+        objects = [flower_object("ArrayChunk", chunk) for chunk in self.chunks]
+        chunks = [name for name, _ in objects]
+        objects.append(flower_object("Array", b"shape", chunks))
+        objects.append(flower_object("ArrayRecord", b"names", [objects[-1][0]]))
+        objects.append(flower_object("ConfigRecord", b"settings"))
+        records = [objects[-2][0], objects[-1][0]]
+        objects.append(flower_object("RecordDict", b"records", records))
+        metadata = fleet_pb2.Metadata(**{**facts, **self.inner})
+        body = fleet_pb2.Message(metadata=metadata).SerializeToString()
+        objects.append(flower_object("Message", body, [objects[-1][0]]))
+        self.objects = dict(objects)
+        self.message_id = objects[-1][0]
+        self.metadata = fleet_pb2.Metadata(**{**facts, **self.outer}, message_id=self.message_id)
+        self.tree = tree_of(self.objects, self.message_id)
+
+    def announcement(self):
+        return fleet_pb2.PushMessagesRequest(
+            node=fleet_pb2.Node(node_id=self.node_id),
+            messages_list=[fleet_pb2.Message(metadata=self.metadata, content=fleet_pb2.RecordDict())],
+            message_object_trees=[self.tree],
+            clientapp_runtime_list=[1.5],
+        )
+
+    async def announce(self, agent):
+        return fleet_pb2.PushMessagesResponse.FromString((await agent.call(paths.PUSH_MESSAGES, self.announcement())).body)
+
+    async def push_one(self, agent, session_id, object_id, *, content=None, **changes):
+        request = fleet_pb2.PushObjectRequest(
+            **{"node": fleet_pb2.Node(node_id=self.node_id), "run_id": 1, "object_id": object_id, "session_id": session_id,
+               "object_content": self.objects[object_id] if content is None else content, **changes}
+        )  # fmt: skip
+        answer = await agent.call(paths.PUSH_OBJECT, request)
+        return answer.status == 200 and fleet_pb2.PushObjectResponse.FromString(answer.body).stored
+
+    async def push(self, agent):
+        """All of it, as an honest SuperNode does."""
+        told = await self.announce(agent)
+        for object_id in [name for name in self.objects if name in set(told.objects_to_push)]:
+            assert await self.push_one(agent, told.session_id, object_id)
+        return told
+
+
+def tree_of(objects, object_id):
+    children = [text for text in objects[object_id].split(b"\0")[0].split(b" ")[1].decode().split(",") if text]
+    return fleet_pb2.ObjectTree(object_id=object_id, children=[tree_of(objects, child) for child in children])
 
 
 def message_ids(answer):

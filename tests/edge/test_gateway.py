@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import hashlib
+import random
 import socket
 import ssl
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from gateway_lab import FakeSuperLink, Lab, LabAgent, Party, message_ids, now, push, refused, until
+from gateway_lab import FakeSuperLink, Lab, LabAgent, LabReply, Party, message_ids, now, push, refused, sent_object, until
 
 from fedsec.edge import edge_pb2, fleet_pb2, paths
 from fedsec.edge.edge_client import send_call
@@ -102,12 +103,16 @@ class TestHonest:
     @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 5 * (1 << 20) + 7])
     def test_bodies_of_all_sizes_pass_whole_in_both_directions(self, tmp_path, size):
         async def story(world):
-            world.superlink.answers[paths.PUSH_OBJECT] = lambda body, _headers: (200, body)
+            answer = fleet_pb2.PullObjectResponse(object_found=True, object_content=random.randbytes(size)).SerializeToString()
+            world.superlink.answers[paths.PULL_OBJECT] = (200, answer)
+            world.superlink.send("node-a", "asked")
             async with world.agent() as agent:
-                head = fleet_pb2.PushObjectRequest(node=fleet_pb2.Node(node_id=world.id())).SerializeToString()
-                body = head + b"\x22" + varint(size) + bytes(size)  # field 4: object_content, unknown to the gateway
-                got = await agent.call(paths.PUSH_OBJECT, body=body)
-            assert got.body == body
+                await agent.pull(world.id())
+                reply = LabReply(world.id(), chunks=(random.randbytes(size),))
+                await reply.push(agent)
+                assert world.superlink.objects == reply.objects
+                asked = fleet_pb2.PullObjectRequest(node=fleet_pb2.Node(node_id=world.id()), run_id=1, object_id=sent_object("asked")[0])
+                assert (await agent.call(paths.PULL_OBJECT, asked)).body == answer
             assert world.state.limiter.held_bytes == 0
 
         play(tmp_path, story)
@@ -131,14 +136,6 @@ class TestHonest:
             assert nodes[world.id()].serial_number == world.lab.nodes["node-a"].serial_number
 
         play(tmp_path, story)
-
-
-def varint(value):
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
 
 
 class TestWhoMayCall:
@@ -458,7 +455,9 @@ class TestCalls:
                 with refused(CODE.INVALID_ARGUMENT, "malformed"):
                     await agent.call(paths.PUSH_MESSAGES, body=b"\xff\xff\xff")
                 assert not any(path == paths.PUSH_MESSAGES for path, _ in world.superlink.calls)
-                await agent.call(paths.PUSH_MESSAGES, push(mine))
+                world.superlink.send("node-b", "asked")
+                await agent.pull(mine)
+                assert (await LabReply(mine).announce(agent)).session_id
 
         play(tmp_path, story)
 

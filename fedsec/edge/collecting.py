@@ -1,0 +1,263 @@
+"""Replies at the gateway: collected, checked whole, and only then handed to the SuperLink.
+
+The SuperLink lets the ServerApp see a reply as soon as it is announced, whatever its objects turn out to be. So the gateway answers
+PushMessages itself, with a session of its own, and takes the objects; when the last one is there and all of them fit together, it
+announces the reply to the SuperLink and hands the objects over.
+
+1. An object must be declared, of the declared children, and have the hash that is its id; the root's own metadata must be the announced
+   ones (``flower_objects``). What does not fit is refused and goes nowhere: the ServerApp never hears of such a reply.
+2. Whatever was taken is in a file before it is acknowledged, so that a gateway that is killed goes on where it was. Files are not forced
+   to the platter: a power cut may lose a reply, never make a false one, for a file's hash is looked at before it is used.
+3. Everything may be repeated: the same announcement gives the same session, an object that is there already is acknowledged again, also
+   after the reply went through. The SuperLink's three minutes for a push begin when all is there.
+4. A node has at most four open replies and eight finished ones that are remembered, one for each message that it answers, the newest; and
+   at most ``node_bytes`` in its folder.
+
+``collect/<node id>/<session>/``: ``announced`` (PushMessagesRequest), ``<object id>`` …, ``done`` when it went through.
+
+Source: flwr 1.41, ``sql_linkstate.store_message_res``, ``sql_corestate.store_object``; decision 0015, findings 1, 10 and 11.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from google.protobuf.message import DecodeError as ProtobufError
+
+from fedsec.edge import fleet_pb2
+from fedsec.edge.flower_objects import check_kinds, check_object, read_head, read_tree
+from fedsec.edge.refusal import Reason, Refused
+from fedsec.errors import StorageError
+from fedsec.files import atomic_write_bytes
+
+MAX_OPEN = 4
+MAX_DONE = 8
+MAX_MEMORY_BYTES = 256 * 1024 * 1024
+"""Contents kept in memory beside their files, all nodes together; beyond it they are read again."""
+
+_ANNOUNCED, _DONE = "announced", "done"
+_SESSION_BYTES = 16
+
+
+@dataclass(eq=False)
+class Collection:
+    """One reply of one node.
+
+    Attributes:
+        folder: of its files.
+        session_id: given to the node.
+        request: as announced; our own serialisation of it goes on.
+        tree: objects and their children, the root first.
+        kinds: of the objects that are there.
+        memory: contents that are also in memory.
+        taken: bytes in files.
+        done: it went through.
+        lock: held while it goes through.
+    """
+
+    folder: Path
+    session_id: str
+    request: fleet_pb2.PushMessagesRequest
+    tree: dict[str, tuple[str, ...]]
+    kinds: dict[str, str] = field(default_factory=dict)
+    memory: dict[str, bytes | memoryview] = field(default_factory=dict)
+    taken: int = 0
+    done: bool = False
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def message(self) -> fleet_pb2.Message:
+        """The reply as it was announced."""
+        return self.request.messages_list[0]
+
+    @property
+    def root(self) -> str:
+        """The id of the message's own object."""
+        return self.message.metadata.message_id
+
+    def missing(self) -> list[str]:
+        """Objects that are not there yet."""
+        return [] if self.done else [name for name in self.tree if name not in self.kinds]
+
+
+class Collector:
+    """All replies that are being collected, or were lately.
+
+    Args:
+        folder: exists; nobody else writes into it.
+        node_bytes: most bytes of one node's open replies.
+
+    Raises:
+        StorageError: the folder cannot be read. A damaged collection is removed: its reply is lost, and refused from then on.
+    """
+
+    def __init__(self, folder: Path, *, node_bytes: int) -> None:
+        self._folder, self._node_bytes = folder, node_bytes
+        self._nodes: dict[int, dict[str, Collection]] = {}
+        self._memory = 0
+        try:
+            for node in (path for path in folder.iterdir() if path.name.isascii() and path.name.isdigit()):
+                for path in sorted(node.iterdir(), key=lambda path: path.stat().st_mtime):
+                    self._load(int(node.name), path)
+        except OSError as error:
+            raise StorageError(f"cannot read {folder}: {error.strerror or error}") from error
+
+    def _load(self, node_id: int, path: Path) -> None:
+        try:
+            request = fleet_pb2.PushMessagesRequest.FromString((path / _ANNOUNCED).read_bytes())
+            found = Collection(path, path.name, request, read_tree(request.message_object_trees[0]))
+            found.done = (path / _DONE).exists()
+            for name in found.missing():
+                if (path / name).exists():
+                    content = (path / name).read_bytes()
+                    found.kinds[name] = _checked(found, name, content)
+                    found.taken += len(content)
+        except (OSError, ProtobufError, IndexError, Refused):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            self._nodes.setdefault(node_id, {})[path.name] = found
+
+    def __len__(self) -> int:
+        return sum(not one.done for known in self._nodes.values() for one in known.values())
+
+    def announce(self, node_id: int, request: fleet_pb2.PushMessagesRequest) -> Collection:
+        """Begin a reply, or go on with the same one; it is on disk when this returns.
+
+        Args:
+            node_id: whose.
+            request: checked by ``fleet_calls`` and ``deliveries``.
+
+        Raises:
+            Refused: the tree is malformed or too large.
+            StorageError: the file system refused.
+        """
+        tree, data = read_tree(request.message_object_trees[0]), request.SerializeToString(deterministic=True)
+        known = self._nodes.setdefault(node_id, {})
+        for one in known.values():
+            if one.request.messages_list == request.messages_list and one.tree == tree:
+                return one
+        answers = request.messages_list[0].metadata.reply_to_message_id
+        for one in [one for one in known.values() if not one.done and one.message.metadata.reply_to_message_id == answers]:
+            self._remove(node_id, one)  # the SuperNode started anew and answers once more
+        session_id = secrets.token_hex(_SESSION_BYTES)
+        found = Collection(self._folder / str(node_id) / session_id, session_id, request, tree)
+        try:
+            found.folder.mkdir(mode=0o700, parents=True)
+        except OSError as error:
+            raise StorageError(f"cannot make {found.folder}: {error.strerror or error}") from error
+        atomic_write_bytes(found.folder / _ANNOUNCED, data, mode=0o600)
+        known[session_id] = found
+        self._trim(node_id)
+        return found
+
+    def _trim(self, node_id: int) -> None:
+        known = self._nodes[node_id]
+        for done, most in ((False, MAX_OPEN), (True, MAX_DONE)):
+            for one in [one for one in known.values() if one.done is done][:-most]:
+                self._remove(node_id, one)
+
+    def _remove(self, node_id: int, one: Collection) -> None:
+        self._nodes[node_id].pop(one.session_id, None)
+        self._forget_contents(one)
+        shutil.rmtree(one.folder, ignore_errors=True)
+
+    def _forget_contents(self, one: Collection) -> None:
+        self._memory -= sum(map(len, one.memory.values()))
+        one.memory.clear()
+
+    def find(self, node_id: int, session_id: str, run_id: int, object_id: str) -> Collection:
+        """The reply that an object is of.
+
+        Raises:
+            Refused: no such session of this node, or it has no such object.
+        """
+        found = self._nodes.get(node_id, {}).get(session_id)
+        if found is None or found.message.metadata.run_id != run_id or object_id not in found.tree:
+            raise Refused(Reason.MESSAGE, "the object belongs to no reply that this node announced")
+        return found
+
+    def take(self, node_id: int, found: Collection, object_id: str, content: bytes | memoryview) -> None:
+        """Check an object and write it down; blocks. Nothing happens if it is there.
+
+        Raises:
+            Refused: it is not what was declared, or there are too many bytes.
+            StorageError: the file system refused.
+        """
+        if object_id not in found.missing():
+            return
+        kind = _checked(found, object_id, content)
+        open_bytes = sum(one.taken for one in list(self._nodes.get(node_id, {}).values()) if not one.done)
+        if open_bytes + len(content) > self._node_bytes:
+            raise Refused(Reason.SIZE, f"this node's unfinished replies would have over {self._node_bytes} bytes")
+        atomic_write_bytes(found.folder / object_id, content, mode=0o600, durable=False)
+        if object_id in found.kinds:  # the same object came twice at the same time
+            return
+        found.taken += len(content)
+        if self._memory + len(content) <= MAX_MEMORY_BYTES:
+            found.memory[object_id] = content
+            self._memory += len(content)
+        found.kinds[object_id] = kind
+
+    def content(self, found: Collection, object_id: str) -> bytes | memoryview:
+        """An object that is there; blocks.
+
+        Raises:
+            StorageError: its file is gone or damaged.
+        """
+        if (kept := found.memory.get(object_id)) is not None:
+            return kept
+        try:
+            content = (found.folder / object_id).read_bytes()
+        except OSError as error:
+            raise StorageError(f"cannot read an object of a reply: {error.strerror or error}") from error
+        if hashlib.sha256(content).hexdigest() != object_id:
+            raise StorageError("an object of a reply is damaged on disk")
+        return content
+
+    def check_whole(self, found: Collection) -> None:
+        """Refuse a reply whose objects do not fit into each other; all are there. It is forgotten then."""
+        try:
+            check_kinds(found.tree, found.kinds)
+        except Refused:
+            self.drop(found)
+            raise
+
+    def finish(self, node_id: int, found: Collection) -> None:
+        """It went through: keep only that; blocks.
+
+        Raises:
+            StorageError: the file system refused.
+        """
+        atomic_write_bytes(found.folder / _DONE, b"", mode=0o600)
+        found.done = True
+        self._forget_contents(found)
+        for name in found.kinds:
+            (found.folder / name).unlink(missing_ok=True)
+        self._trim(node_id)
+
+    def drop(self, found: Collection) -> None:
+        """Forget a reply that cannot go through."""
+        for node_id, known in self._nodes.items():
+            if known.get(found.session_id) is found:
+                self._remove(node_id, found)
+                return
+
+    def forget(self, node_id: int) -> None:
+        """The node is gone, and its replies with it."""
+        for one in list(self._nodes.get(node_id, {}).values()):
+            self._remove(node_id, one)
+        self._nodes.pop(node_id, None)
+        shutil.rmtree(self._folder / str(node_id), ignore_errors=True)
+
+
+def _checked(found: Collection, object_id: str, content: bytes | memoryview) -> str:
+    """An object's kind, if it is what was declared; raises Refused."""
+    read_head(content)  # cheap, and most that is wrong shows here
+    if hashlib.sha256(content).hexdigest() != object_id:
+        raise Refused(Reason.MESSAGE, "an object's id is not its hash")
+    return check_object(content, found.tree[object_id], root=found.message if object_id == found.root else None)

@@ -1,0 +1,137 @@
+"""PushMessages and PushObject at the gateway: what becomes of a reply, step by step (``collecting`` has the rules).
+
+1. An announcement is answered here; nothing goes to the SuperLink.
+2. The object that completes a reply is acknowledged when the SuperLink has all of it. If that fails, the repetition of any object of the
+   reply tries again; a caller that is gone does not stop it half way.
+3. A reply that the SuperLink does not want any more, as its run ended, is dropped: ``stored`` is false then, which costs the SuperNode that
+   one message and not its loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from google.protobuf.message import DecodeError as ProtobufError
+
+from fedsec.edge import fleet_pb2, paths
+from fedsec.edge.collecting import Collection
+from fedsec.edge.fleet_calls import Node, PushedObject
+from fedsec.edge.gateway_state import GatewayState
+from fedsec.edge.pulling import Forwarded
+from fedsec.edge.refusal import Reason, Refused
+from fedsec.edge.signing import Call
+from fedsec.edge.upstream import PROTOBUF, Response, UpstreamError
+
+_OK = 200
+_SERVER_FAULT = 500
+
+
+async def push_messages(state: GatewayState, node: Node, request: fleet_pb2.PushMessagesRequest) -> Forwarded:
+    """Take an announcement.
+
+    Raises:
+        Refused: it answers no message that the node got, or its tree is malformed.
+        StorageError: the file system refused.
+    """
+    metadata = request.messages_list[0].metadata
+    asked = state.deliveries.check_message(node.node_id, metadata.run_id, metadata.reply_to_message_id)
+    for name, expected in (("src_task_id", asked.dst_task_id), ("dst_task_id", asked.src_task_id)):
+        if metadata.HasField(name) and getattr(metadata, name) != expected:  # type: ignore[arg-type]
+            raise Refused(Reason.MESSAGE, "the reply names another task than the message that it answers")
+    state.note_use(node.node_id)
+    async with state.reply_lock(node.node_id):
+        found = await asyncio.to_thread(state.collector.announce, node.node_id, request)
+    answer = fleet_pb2.PushMessagesResponse(
+        reconnect=fleet_pb2.Reconnect(reconnect=5),
+        results={found.root: 0},
+        objects_to_push=found.missing(),
+        session_id=found.session_id,
+    )
+    return Forwarded(_OK, PROTOBUF, answer.SerializeToString())
+
+
+async def push_object(state: GatewayState, node: Node, call: Call, pushed: PushedObject, check_again: Callable[[], None]) -> Forwarded:
+    """Take an object, and hand the reply over if it was the last one.
+
+    Args:
+        state: of the gateway.
+        node: whose.
+        call: with Flower's headers.
+        pushed: the object.
+        check_again: refuses if the caller may not be served any more; called right before the SuperLink hears of the reply.
+
+    Raises:
+        Refused: the object is not declared, or not what was declared.
+        UpstreamError: the SuperLink does not answer; the object is kept, and may be sent again.
+        StorageError: the file system refused.
+    """
+    found = state.collector.find(node.node_id, pushed.session_id, pushed.run_id, pushed.object_id)
+    state.note_use(node.node_id)
+    if pushed.object_id in found.missing():
+        await asyncio.to_thread(state.collector.take, node.node_id, found, pushed.object_id, pushed.content)
+    stored = True
+    if not found.done and not found.missing():
+        task = asyncio.create_task(_hand_over(state, node, call, found, check_again))
+        state.keep_task(task)
+        stored = await asyncio.shield(task)
+    return Forwarded(_OK, PROTOBUF, fleet_pb2.PushObjectResponse(stored=stored).SerializeToString())
+
+
+async def _hand_over(state: GatewayState, node: Node, call: Call, found: Collection, check_again: Callable[[], None]) -> bool:
+    """Announce a reply that is whole, and send its objects; False: the SuperLink does not want it any more."""
+    async with found.lock:
+        if found.done:
+            return True
+        state.collector.check_whole(found)
+        check_again()
+        answer = await state.ask(call, found.request.SerializeToString(), path=paths.PUSH_MESSAGES)
+        if not _wanted(answer):
+            state.collector.drop(found)
+            return False
+        told = _read(fleet_pb2.PushMessagesResponse, answer)
+        waiting = set(told.objects_to_push)
+        # The root goes last: flwr's own order, children first.
+        for object_id in [name for name in reversed(found.tree) if name in waiting]:
+            if not await _send(state, node, call, found, object_id, told.session_id):
+                raise UpstreamError("the SuperLink did not take an object of a reply")
+        await asyncio.to_thread(state.collector.finish, node.node_id, found)
+        state.metrics.count("replies_total")
+        return True
+
+
+async def _send(state: GatewayState, node: Node, call: Call, found: Collection, object_id: str, session_id: str) -> bool:
+    content = await asyncio.to_thread(state.collector.content, found, object_id)
+    head = fleet_pb2.PushObjectRequest(
+        node=fleet_pb2.Node(node_id=node.node_id), run_id=found.message.metadata.run_id, object_id=object_id, session_id=session_id
+    ).SerializeToString()
+    length = _varint(len(content))
+    answer = await state.ask(call, (head, b"\x22" + length, content), path=paths.PUSH_OBJECT)  # field 4, object_content
+    return _wanted(answer) and bool(_read(fleet_pb2.PushObjectResponse, answer).stored)
+
+
+def _wanted(answer: Response) -> bool:
+    """Whether the SuperLink took it; False: it never will.
+
+    Raises:
+        UpstreamError: it might, later.
+    """
+    if answer.status >= _SERVER_FAULT:
+        raise UpstreamError(f"the SuperLink answers a reply with HTTP {answer.status}")
+    return answer.status == _OK
+
+
+def _read(kind: Any, answer: Response) -> Any:
+    try:
+        return kind.FromString(answer.body)
+    except ProtobufError:
+        raise UpstreamError("the SuperLink's answer to a reply cannot be read") from None
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes((*out, value))
