@@ -2,7 +2,7 @@
 
 1. Object ids are hashes of contents, shared by all nodes: who may ask for any of them reads off another's small records by trying. Who
    may confirm any message deletes another's. So a node has the trees of its own messages, until it confirmed them.
-2. A reply must answer a message that this node got, of the same run, with the task ids that belong to it.
+2. A reply must answer a message that this node got, of the same run, and name no other task than that message did.
 3. At most 64 messages a node, the oldest go first. One small file a node, on disk before the message goes out: a gateway that starts again
    knows them. What is missing is refused: fail closed, and the exchange's timeout deals with it.
 

@@ -37,9 +37,11 @@ async def push_messages(state: GatewayState, node: Node, request: fleet_pb2.Push
     """
     metadata = request.messages_list[0].metadata
     asked = state.deliveries.check_message(node.node_id, metadata.run_id, metadata.reply_to_message_id)
-    for name, expected in (("src_task_id", asked.dst_task_id), ("dst_task_id", asked.src_task_id)):
-        if metadata.HasField(name) and getattr(metadata, name) != expected:  # type: ignore[arg-type]
-            raise Refused(Reason.MESSAGE, "the reply names another task than the message that it answers")
+    # The SuperLink leaves out who asked; the ClientApp reads it inside the message and names it. It decides nothing in flwr 1.41.
+    wrong_source = metadata.HasField("src_task_id") and metadata.src_task_id != asked.dst_task_id
+    wrong_asker = asked.src_task_id is not None and metadata.HasField("dst_task_id") and metadata.dst_task_id != asked.src_task_id
+    if wrong_source or wrong_asker:
+        raise Refused(Reason.MESSAGE, "the reply names another task than the message that it answers")
     state.note_use(node.node_id)
     async with state.reply_lock(node.node_id):
         found = await asyncio.to_thread(state.collector.announce, node.node_id, request)

@@ -69,7 +69,8 @@ class TestHonest:
         async def story(world):
             async with world.agent() as agent:
                 await world.asked(agent)
-                reply = LabReply(world.id())
+                facts = {"dst_task_id": 17}  # which the ClientApp read inside the message
+                reply = LabReply(world.id(), outer=facts, inner=facts)
                 told = await reply.announce(agent)
                 assert set(told.objects_to_push) == set(reply.objects)
                 assert dict(told.results) == {reply.message_id: 0}
@@ -346,11 +347,16 @@ class TestLies:
         async def story(world):
             async with world.agent() as agent, world.agent("node-b") as other:
                 await world.asked(agent)
+                metadata = fleet_pb2.Metadata(run_id=1, message_id="with-task", src_task_id=4)
+                got = fleet_pb2.PullMessagesResponse(
+                    messages_list=[fleet_pb2.Message(metadata=metadata)], message_object_trees=[node("0" * 64)]
+                )
+                world.state.deliveries.note(world.id(), got)
                 for facts in (
                     {"reply_to_message_id": "never"},
                     {"run_id": 2},
-                    {"dst_task_id": 5},
                     {"src_task_id": 5},
+                    {"reply_to_message_id": "with-task", "dst_task_id": 5},
                 ):
                     with refused(CODE.PERMISSION_DENIED, "message"):
                         await LabReply(world.id(), outer=facts, inner=facts).announce(agent)
