@@ -76,6 +76,8 @@ def main() -> None:
 
 Key = tuple[str, str, str]
 """Model, arm, attack."""
+WITHOUT_LABEL = ("mean picture", "class rows", "prior, class known")
+"""Attacks that do not guess the class."""
 
 
 def guesses_of(scene: Scene, seed: int, sigma: float, *, steps: int) -> dict[Key, list[Guess]]:
@@ -122,7 +124,7 @@ def table_of(rows: list[dict[str, Any]]) -> str:
         some = [row for row in rows if (row["model"], row["arm"], row["attack"]) == key]
         values = [row["psnr"] for row in some]
         spread = statistics.stdev(values) / math.sqrt(len(values)) * 1.96 if len(values) > 1 else math.nan
-        told = "–" if key[2] in ("mean picture", "class rows", "prior, class known") else f"{np.mean([row['label_right'] for row in some]):.0%}"
+        told = "–" if key[2] in WITHOUT_LABEL else f"{np.mean([row['label_right'] for row in some]):.0%}"
         lines.append(
             [*key, f"**{np.mean(values):.1f}** ± {spread:.1f}", f"{max(values):.1f}", f"{np.mean([row['ssim'] for row in some]):.2f}", told]
         )
