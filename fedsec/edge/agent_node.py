@@ -100,7 +100,8 @@ class NodeProcesses:
                     self._superexec.start()
             self._say()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), READY_POLL_S if self._superexec.pid is None else LOOK_EVERY_S)
+                async with asyncio.timeout(READY_POLL_S if self._superexec.pid is None else LOOK_EVERY_S):  # not wait_for: see children
+                    await self._changed.wait()
 
     async def stop(self) -> None:
         """End everything, the fork server last; the SuperNode says goodbye through the agent."""

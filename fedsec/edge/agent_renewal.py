@@ -67,7 +67,8 @@ class Renewal:
         """Renew when it is time until cancelled."""
         while True:
             try:
-                await asyncio.wait_for(self._asked.wait(), LOOK_EVERY_S)
+                async with asyncio.timeout(LOOK_EVERY_S):  # not wait_for: in Python 3.11 it can swallow a cancellation
+                    await self._asked.wait()
             except TimeoutError:
                 await self._take_up_changes()
                 if self._clock() < self._next:

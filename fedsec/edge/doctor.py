@@ -26,11 +26,13 @@ from fedsec.edge.doctor_host import (
     judge_disk,
     judge_folders,
     judge_library,
+    judge_processes,
     judge_proxies,
     judge_versions,
     read_commands,
     read_file,
     read_free_bytes,
+    read_proc_options,
     read_versions,
 )
 from fedsec.edge.doctor_judge import SessionView, judge_connection, judge_port, judge_server, judge_session, judge_tls
@@ -40,7 +42,7 @@ from fedsec.errors import CertificateError, ConfigError
 from fedsec.identity.folder import KEY, make_identity
 from fedsec.identity.names import Role
 
-_LOCAL = ("settings", "versions", "commands", "proxy", "disk", "folder", "key", "certificate", "issuer")
+_LOCAL = ("settings", "versions", "commands", "host", "proxy", "disk", "folder", "key", "certificate", "issuer")
 _WAY = ("name", "port", "tls", "server-certificate", "connection")
 CHECKS: Mapping[str, tuple[str, ...]] = {
     "client": (*_LOCAL, *_WAY, "session", "clock", "revocation", "idle"),
@@ -66,6 +68,7 @@ class Question:
         idle_s: how long the connection is left alone.
         timeout_s: for each step.
         quick: this host and the port only, as a health check wants it.
+        proc_options: mount options of /proc; None: read.
         environment: for proxy variables.
     """
 
@@ -77,6 +80,7 @@ class Question:
     idle_s: float = 3.0
     timeout_s: float = 5.0
     quick: bool = False
+    proc_options: str | None = None
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
 
 
@@ -130,6 +134,7 @@ def examine(question: Question) -> Report:
     found = [*home.findings, *judge_versions(read_versions()), *judge_library(has_tls13=ssl.HAS_TLSv1_3)]
     if home.kind in ("client", "server"):
         found += judge_commands(read_commands(home.kind))
+        found += judge_processes(read_proc_options() if question.proc_options is None else question.proc_options)
     if home.kind != "ca":
         found += judge_proxies(question.environment, address.host if address else None)
     if home.path.is_dir():

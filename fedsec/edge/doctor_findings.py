@@ -109,6 +109,7 @@ _FAULTS = {
 }
 _WARNINGS = {
     "versions.unknown": "install a released version",
+    "host.open-proc": "mount /proc with hidepid=2, or give nobody else an account here: Flower puts a task's token on a command line",
     "proxy.set": "clear it for fedsec, or put the server's name into no_proxy: a proxy that ends TLS breaks the connection",
     "disk.low": "free space soon: below 100 MiB it is a fault",
     "folder.readable": "chmod 700 the folder: names, status and lists are nobody else's business",

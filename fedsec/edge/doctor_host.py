@@ -110,6 +110,28 @@ def judge_commands(present: Mapping[str, bool]) -> list[Finding]:
     return settle("commands", missing, ", ".join(present))
 
 
+def read_proc_options(mounts: Path = Path("/proc/mounts")) -> str:
+    """Mount options of /proc; empty: unknown."""
+    try:
+        lines = [line.split() for line in mounts.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return next((fields[3] for fields in lines if len(fields) > 3 and fields[1] == "/proc"), "")
+
+
+def hides_processes(options: str) -> bool:
+    """Whether a user cannot see what others' processes were started with."""
+    return not {"hidepid=2", "hidepid=invisible", "hidepid=4", "hidepid=ptraceable", "hidepid=1", "hidepid=noaccess"}.isdisjoint(
+        options.split(",")
+    )
+
+
+def judge_processes(options: str) -> list[Finding]:
+    """Whether other local users can read the command lines of ours."""
+    found = [] if hides_processes(options) else [finding("host.open-proc", "every local user can read command lines in /proc")]
+    return settle("host", found, "/proc hides other users' processes")
+
+
 def judge_proxies(environment: Mapping[str, str], host: str | None) -> list[Finding]:
     """Proxy variables that gRPC would follow for ``host``, in either case."""
     values = {name.lower(): value for name, value in environment.items() if value}

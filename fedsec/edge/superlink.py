@@ -2,7 +2,7 @@
 
 1. The SuperLink listens on 127.0.0.1 with loopback TLS of its own; nodes are authenticated, the ServerApp runs in a process of its own,
    and only who holds the secret of ``superexec.secret`` gets its tasks. Nothing is installed at run time.
-2. The children's environment has no proxy, no telemetry, no search for updates, and Flower's settings are ours alone. ``FEDSEC_HOME``
+2. PATH begins with a folder of ours in which the commands for other kinds of tasks than a ServerApp's end at once. The children's environment has no proxy, no telemetry, no search for updates, and Flower's settings are ours alone. ``FEDSEC_HOME``
    is what the ServerApp finds its folder by.
 3. A child cannot outlive this process (``launch.py``). One that ends is started again after a wait that doubles up to half a minute.
 4. SIGTERM or SIGINT ends all: the gateway first, so that no node is told of an outage that is none, then SuperExec, then the SuperLink;
@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsec.edge.children import bound_command
+from fedsec.edge.doctor_host import hides_processes, read_proc_options
 from fedsec.edge.loopback_tls import CA_FILE, CERTIFICATE_FILE, KEY_FILE, ensure_loopback_tls
 from fedsec.edge.server_settings import ServerSettings
 from fedsec.errors import ConfigError, StorageError
@@ -47,6 +48,9 @@ MAX_LINE_BYTES = 64 * 1024
 CONNECTION = "fedsec"
 """Name of the connection in Flower's ``config.toml``: ``flwr run APP fedsec``."""
 
+REFUSED_COMMANDS = ("flwr-agentapp", "flwr-connector", "flwr-model", "flwr-clientapp", "flwr-simulation", "uv")
+"""What SuperExec would start for tasks that no run of ours has."""
+
 _SECRET_BYTES = 32
 _NOISE = (
     b"No match found for server name",  # gRPC, for each handshake
@@ -56,6 +60,8 @@ _NOISE = (
 )
 _PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy", "ftp_proxy", "no_proxy", "ws_proxy", "wss_proxy", "grpc_proxy"})
 _DROPPED = ("FLWR_", "FEDSEC_HOME", "SSL_CERT_", "SSLKEYLOGFILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
+ALONE = "this host must have no users but its operators (docs/gateway.md), or mount /proc with hidepid=2"
 
 log = logging.getLogger("fedsec.server")
 
@@ -80,13 +86,16 @@ def prepare_superlink(settings: ServerSettings, *, now: datetime) -> None:
     """
     folder = settings.home / "superlink"
     try:
-        for path in (folder, folder / "flwr"):
+        for path in (folder, folder / "flwr", folder / "commands"):
             path.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise StorageError(f"cannot make {folder}: {error.strerror or error}") from error
     ensure_loopback_tls(folder, now=now)
     if not (folder / "superexec.secret").exists():
         atomic_write_bytes(folder / "superexec.secret", secrets.token_bytes(_SECRET_BYTES), mode=0o600)
+    for name in REFUSED_COMMANDS:
+        text = f'#!/bin/sh\necho "{name} is not run on this host" >&2\nexit 1\n'
+        atomic_write_bytes(folder / "commands" / name, text.encode("ascii"), mode=0o755, durable=False)
     root = str(folder / CA_FILE)
     if not root.isprintable() or '"' in root or "\\" in root:
         raise ConfigError(f"Flower's settings cannot hold the path {root!r}", mend="choose a home folder without quotes in its name")
@@ -107,7 +116,9 @@ def server_environment(base: Mapping[str, str], settings: ServerSettings) -> dic
     kept = {key: value for key, value in base.items() if key.lower() not in _PROXIES and not key.upper().startswith(_DROPPED)}
     return {
         **kept,
-        "PATH": os.pathsep.join((str(Path(sys.executable).parent), kept.get("PATH", os.defpath))),
+        "PATH": os.pathsep.join(
+            (str(settings.home / "superlink" / "commands"), str(Path(sys.executable).parent), kept.get("PATH", os.defpath))
+        ),
         "NO_PROXY": "*",
         "no_proxy": "*",
         "FEDSEC_HOME": str(settings.home),
@@ -359,6 +370,8 @@ class ServerHost:
         Args:
             on_ready: told when the SuperLink and the gateway listen.
         """
+        if not hides_processes(read_proc_options()):
+            log.warning("other local users can read command lines in /proc, and so a task's token: %s", ALONE)
         end = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

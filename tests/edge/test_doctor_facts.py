@@ -26,8 +26,10 @@ from fedsec.edge.doctor_host import (
     judge_folders,
     judge_keys,
     judge_library,
+    judge_processes,
     judge_proxies,
     judge_versions,
+    read_proc_options,
     read_versions,
 )
 from fedsec.edge.doctor_judge import SessionView, judge_clock, judge_connection, judge_port, judge_server, judge_session, judge_tls
@@ -284,6 +286,22 @@ def test_a_service_is_known_by_all_of_its_hash():
 def test_clock(seconds, uncertainty, code):
     found = judge_clock(NOW, NOW + timedelta(seconds=seconds), timedelta(seconds=uncertainty))
     assert codes(found) == [f"clock.{code}"]
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [("rw,relatime", "host.open-proc"), ("", "host.open-proc"), ("rw,hidepid=0", "host.open-proc"), ("rw,hidepid=22", "host.open-proc"),
+     ("rw,hidepid=2", "host.ok"), ("rw,hidepid=invisible,gid=5", "host.ok")],
+)  # fmt: skip
+def test_a_proc_that_shows_tokens_is_named(options, code):
+    assert codes(judge_processes(options)) == [code]
+
+
+def test_the_options_of_proc_are_read(tmp_path):
+    mounts = tmp_path / "mounts"
+    mounts.write_text("none / overlay rw 0 0\nproc /proc proc rw,hidepid=2 0 0\n\nx\n")
+    assert read_proc_options(mounts) == "rw,hidepid=2"
+    assert read_proc_options(tmp_path / "none") == ""
 
 
 def test_why_a_server_closed_the_connection():

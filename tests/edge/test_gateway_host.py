@@ -256,8 +256,20 @@ class TestChildren:
         assert not {"HTTPS_PROXY", "all_proxy", "FLWR_DATABASE", "SSL_CERT_FILE"} & set(made)
         assert made["FLWR_HOME"] == str(lab.home / "superlink" / "flwr")
         assert made["FEDSEC_HOME"] == str(lab.home)
-        assert made["PATH"].split(":")[0] == str(Path(sys.executable).parent)
+        assert made["PATH"].split(":")[:2] == [str(lab.home / "superlink" / "commands"), str(Path(sys.executable).parent)]
         assert made["LANG"] == "C"
+
+    def test_tasks_of_other_kinds_find_commands_that_end_at_once(self, tmp_path):
+        """The Control API is open to local users: a run of another kind must not start another program with the server's rights."""
+        lab = Lab(tmp_path)
+        superlink.prepare_superlink(load_server_settings(lab.home), now=now())
+        commands = lab.home / "superlink" / "commands"
+        assert {path.name for path in commands.iterdir()} == set(superlink.REFUSED_COMMANDS)
+        assert "flwr-serverapp" not in superlink.REFUSED_COMMANDS
+        for name in superlink.REFUSED_COMMANDS:
+            ended = subprocess.run([commands / name, "--token", "x"], capture_output=True, text=True, check=False)
+            assert (ended.returncode, ended.stdout) == (1, "")
+            assert "not run on this host" in ended.stderr
 
     def test_the_superlink_is_on_loopback_with_authentication(self, tmp_path):
         command = superlink.superlink_command(load_server_settings(Lab(tmp_path).home))
