@@ -4,7 +4,8 @@
 
 Three processes on loopback: this one is the agent, the gateway is the real process, and a stand-in for the SuperLink takes what it gets over
 TLS 1.3 and keeps nothing. "Bare TLS" is an HTTPS POST of the same bytes from this process to the stand-in. Both are measured in turn, best of
-each. Through the gateway the bytes are encrypted twice, hashed twice, signed, and checked.
+each. What goes through the gateway is a whole reply, announced and pushed in five objects one after the other: the bytes are encrypted
+twice, hashed four times, written to a file, checked, and handed on when all are there.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import asyncio
 import base64
 import contextlib
+import hashlib
 import http.client
 import http.server
 import os
@@ -45,7 +47,7 @@ from fedsec.identity.roster import RosterMember, make_roster
 from fedsec.identity.tls import channel_credentials, channel_options
 from fedsec.signing import Signer
 
-FEDERATION, NODE_ID = "bench.example", 4711
+FEDERATION, NODE_ID, RUN_ID, ASKED = "bench.example", 4711, 1, "0" * 64
 LIMIT_CALLS_PER_S = 500.0
 LIMIT_MB_PER_S = 200.0
 LIMIT_GROWTH_MB = 5.0
@@ -72,6 +74,16 @@ def stand_in(folder: Path, port: int) -> None:
             if self.path.endswith("/register-node"):
                 Handler.known = fleet_pb2.RegisterNodeRequest.FromString(head).public_key
                 answer = fleet_pb2.RegisterNodeResponse(node_id=NODE_ID).SerializeToString()
+            elif self.path.endswith("/push-messages"):
+                tree = fleet_pb2.PushMessagesRequest.FromString(head).message_object_trees[0]
+                answer = fleet_pb2.PushMessagesResponse(objects_to_push=names_of(tree), session_id="x").SerializeToString()
+            elif self.path.endswith("/push-object"):
+                answer = fleet_pb2.PushObjectResponse(stored=True).SerializeToString()
+            elif self.path.endswith("/pull-messages"):
+                metadata = fleet_pb2.Metadata(run_id=RUN_ID, message_id=ASKED, src_node_id=1, dst_node_id=NODE_ID)
+                answer = fleet_pb2.PullMessagesResponse(
+                    messages_list=[fleet_pb2.Message(metadata=metadata)], message_object_trees=[fleet_pb2.ObjectTree(object_id=ASKED)]
+                ).SerializeToString()
             elif self.path.endswith("/list-nodes") and Handler.known:
                 info = fleet_pb2.NodeInfo(node_id=NODE_ID, public_key=Handler.known, status="online")
                 answer = fleet_pb2.ListNodesResponse(nodes_info=[info]).SerializeToString()
@@ -161,15 +173,63 @@ def resident_mb(pid: int) -> float:
     return next(int(line.split()[1]) for line in fields if line.startswith("Anonymous:")) / 1024
 
 
-def update_of(megabytes: int) -> bytes:
-    """A PushObjectRequest with an object of that size."""
-    head = fleet_pb2.PushObjectRequest(node=fleet_pb2.Node(node_id=NODE_ID)).SerializeToString()
-    size, length = megabytes * 1_000_000, bytearray()
-    rest = size
-    while rest > 127:
-        length.append(rest & 127 | 128)
-        rest >>= 7
-    return head + b"\x10" + b"\xff" * 9 + b"\x01" + b"\x22" + bytes([*length, rest]) + os.urandom(size)
+def names_of(tree: fleet_pb2.ObjectTree) -> list[str]:
+    return [name for child in tree.children for name in names_of(child)] + [tree.object_id]
+
+
+def flower_object(kind: str, body: bytes, children: tuple[str, ...] = ()) -> tuple[str, bytes]:
+    """Id and content of an object, as flwr writes it."""
+    content = f"{kind} {','.join(children)} {len(body)}".encode() + b"\0" + body
+    return hashlib.sha256(content).hexdigest(), content
+
+
+class Update:
+    """A reply with one array of that size.
+
+    Args:
+        chunk: its largest object.
+        number: makes it another reply.
+    """
+
+    def __init__(self, chunk: tuple[str, bytes], number: int) -> None:
+        self.objects = [chunk]
+        for kind in ("Array", "ArrayRecord", "RecordDict"):
+            self.objects.append(flower_object(kind, b"bench", (self.objects[-1][0],)))
+        facts = fleet_pb2.Metadata(
+            run_id=RUN_ID, src_node_id=NODE_ID, dst_node_id=1, reply_to_message_id=ASKED, message_type="train", created_at=float(number)
+        )
+        self.objects.append(flower_object("Message", fleet_pb2.Message(metadata=facts).SerializeToString(), (self.objects[-1][0],)))
+        facts.message_id = self.objects[-1][0]
+        tree = fleet_pb2.ObjectTree(object_id=chunk[0])
+        for name, _ in self.objects[1:]:
+            tree = fleet_pb2.ObjectTree(object_id=name, children=[tree])
+        message = fleet_pb2.Message(metadata=facts, content=fleet_pb2.RecordDict())
+        self.announcement = fleet_pb2.PushMessagesRequest(
+            node=fleet_pb2.Node(node_id=NODE_ID), messages_list=[message], message_object_trees=[tree]
+        ).SerializeToString()
+
+    def bodies(self, session_id: str) -> list[bytes]:
+        """The requests that push it, in order."""
+        node = fleet_pb2.Node(node_id=NODE_ID)
+        return [
+            fleet_pb2.PushObjectRequest(
+                node=node, run_id=RUN_ID, object_id=name, object_content=content, session_id=session_id
+            ).SerializeToString()
+            for name, content in self.objects
+        ]
+
+
+async def push(session: EdgeSession, update: Update, headers: FlowerHeaders) -> float:
+    """Seconds for a whole reply, but for making its requests."""
+    began = time.perf_counter()
+    answer = await session.forward(paths.PUSH_MESSAGES, update.announcement, headers, timeout_s=60)
+    spent = time.perf_counter() - began
+    bodies = update.bodies(fleet_pb2.PushMessagesResponse.FromString(answer.body).session_id)
+    began = time.perf_counter()
+    for body in bodies:
+        answer = await session.forward(paths.PUSH_OBJECT, body, headers, timeout_s=60)
+        assert fleet_pb2.PushObjectResponse.FromString(answer.body).stored
+    return spent + time.perf_counter() - began
 
 
 def post_bare(connection: http.client.HTTPSConnection, body: bytes) -> float:
@@ -177,13 +237,6 @@ def post_bare(connection: http.client.HTTPSConnection, body: bytes) -> float:
     began = time.perf_counter()
     connection.request("POST", paths.PUSH_OBJECT, body, {"content-type": "application/protobuf"})
     connection.getresponse().read()
-    return time.perf_counter() - began
-
-
-async def forward(session: EdgeSession, path: str, body: bytes, headers: FlowerHeaders) -> float:
-    began = time.perf_counter()
-    answer = await session.forward(path, body, headers, timeout_s=60)
-    assert answer.status == 200
     return time.perf_counter() - began
 
 
@@ -215,6 +268,10 @@ def heartbeat() -> bytes:
     return fleet_pb2.SendNodeHeartbeatRequest(node=fleet_pb2.Node(node_id=NODE_ID)).SerializeToString()
 
 
+def pull() -> bytes:
+    return fleet_pb2.PullMessagesRequest(node=fleet_pb2.Node(node_id=NODE_ID)).SerializeToString()
+
+
 async def many_calls(session: EdgeSession, signer: Signer, number: int) -> float:
     """Seconds for so many small calls, some at a time."""
     headers, left = headers_of(signer), iter(range(number))
@@ -240,11 +297,14 @@ async def measure(
         before = resident_mb(gateway_pid)
         rate = arguments.calls / await many_calls(session, identity.signer, arguments.calls)
         growth = resident_mb(gateway_pid) - before
-        body = update_of(arguments.megabytes)
+        pulled = await session.forward(paths.PULL_MESSAGES, pull(), headers_of(identity.signer), timeout_s=30)
+        assert pulled.delivery
+        chunk = flower_object("ArrayChunk", os.urandom(arguments.megabytes * 1_000_000))
+        body = chunk[1]
         ours, peer = [], []
-        for _ in range(arguments.rounds):
+        for number in range(arguments.rounds):
             peer.append(post_bare(bare, body))
-            ours.append(await forward(session, paths.PUSH_OBJECT, body, headers_of(identity.signer)))
+            ours.append(await push(session, Update(chunk, number), headers_of(identity.signer)))
     megabytes = len(body) / 1e6
     bare.close()
     return [

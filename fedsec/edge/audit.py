@@ -3,7 +3,9 @@
 1. A line has a time (UTC), an event and plain facts: who (client id, serial number), what (path, counter, size), the outcome.
 2. Strings are cut to 200 characters and escaped by JSON: a hostile name cannot forge a line.
 3. The log is bounded: at ``max_bytes`` the file becomes ``.1``, which becomes ``.2`` and so on.
-4. A full disk must not stop the gateway from refusing calls: what could not be written is counted, and said once it can be.
+4. Lines that say the same of the same caller are folded beyond 50 in ten seconds: the next one that is written says how many were left out.
+   So one client cannot push the others' lines out.
+5. A full disk must not stop the gateway from refusing calls: what could not be written is counted, and said once it can be.
 """
 
 from __future__ import annotations
@@ -17,9 +19,36 @@ from typing import Any
 
 from fedsec.errors import StorageError
 
+FOLD_ABOVE = 50
+FOLD_S = 10.0
+_MAX_KEYS = 1 << 14
+
 MAX_TEXT = 200
 MAX_BYTES = 16 * 1024 * 1024
 BACKUPS = 4
+
+
+class Folding:
+    """Which lines are left out. Pure: time is an argument."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], tuple[float, int, int]] = {}
+
+    def left_out(self, key: tuple[Any, ...], now: float) -> int | None:
+        """Lines of this key that were left out since its last one, which counts for the line at hand; None: leave that out as well.
+
+        Args:
+            key: what the line says, without its numbers.
+            now: seconds on any clock.
+        """
+        began, lines, folded = self._known.pop(key, (now, 0, 0))
+        if now - began >= FOLD_S:
+            began, lines = now, 0
+        write = lines < FOLD_ABOVE
+        self._known[key] = (began, lines + 1, 0 if write else folded + 1)
+        while len(self._known) > _MAX_KEYS:
+            del self._known[next(iter(self._known))]
+        return folded if write else None
 
 
 class AuditLog:

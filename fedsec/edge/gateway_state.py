@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedsec.edge import edge_pb2
-from fedsec.edge.audit import AuditLog
+from fedsec.edge.audit import AuditLog, Folding
 from fedsec.edge.collecting import Collector
 from fedsec.edge.deliveries import Deliveries
 from fedsec.edge.limits import Limiter
@@ -113,6 +113,7 @@ class GatewayState:
 
     def __post_init__(self) -> None:
         self.registry.on_gone = self.forget_node
+        self._folding = Folding()
         self._used: dict[int, float] = {}
         self._locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._reply_locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -200,7 +201,11 @@ class GatewayState:
     def log_call(self, facts: dict[str, Any], started: float) -> None:
         """One line and one count for a call."""
         result = facts.get("refused", "ok")
-        self.audit.write(self.clock(), "call", facts | {"seconds": round(self.monotonic() - started, 4)})
+        key = tuple(facts.get(name) for name in ("client", "method", "path", "refused", "status"))
+        folded = self._folding.left_out(key, self.monotonic())
+        if folded is not None:
+            more = {"folded_lines": folded} if folded else {}
+            self.audit.write(self.clock(), "call", facts | {"seconds": round(self.monotonic() - started, 4), **more})
         path = str(facts.get("path", "")).rsplit("/", 1)[-1]
         self.metrics.count("calls_total", method=str(facts["method"]), path=path, result=str(result))
         self.metrics.count("received_bytes_total", float(facts.get("bytes", 0)) if result == "ok" else 0.0)

@@ -642,3 +642,14 @@ def test_an_honest_object_is_read_without_copying_its_content():
         pushed = check_body(paths.PUSH_OBJECT, body, NODE)
         assert (pushed.run_id, pushed.object_id, pushed.session_id, bytes(pushed.content)) == (2**63, "x", "s", b"c" * 1000)
         assert pushed.content.obj is body
+
+
+def test_a_flood_of_equal_lines_is_folded_and_counted():
+    from fedsec.edge.audit import FOLD_ABOVE, FOLD_S, Folding
+
+    folding = Folding()
+    said = [folding.left_out(("flooder", "path"), 1.0) for _ in range(FOLD_ABOVE + 7)]
+    assert said == [0] * FOLD_ABOVE + [None] * 7
+    assert folding.left_out(("other", "path"), 1.0) == 0
+    assert folding.left_out(("flooder", "path"), 1.0 + FOLD_S) == 7
+    assert folding.left_out(("flooder", "path"), 1.1 + FOLD_S) == 0
