@@ -36,7 +36,7 @@ from fedsec.edge.metrics import Metrics, serve_metrics
 from fedsec.edge.registration import Registry
 from fedsec.edge.releases import Releases
 from fedsec.edge.server_settings import GatewaySettings, ServerSettings, load_server_settings
-from fedsec.edge.service import MAX_MESSAGE_BYTES, SERVICE, read_request, serialize
+from fedsec.edge.service import FRAME_BYTES, MAX_MESSAGE_BYTES, SERVICE, read_request, serialize
 from fedsec.edge.trust import Trust
 from fedsec.edge.upstream import Upstream
 from fedsec.errors import FedsecError, StorageError
@@ -65,6 +65,7 @@ def server_options(settings: GatewaySettings) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.max_frame_size", FRAME_BYTES),
         ("grpc.so_reuseport", 0),
     ]
 

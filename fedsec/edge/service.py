@@ -31,6 +31,9 @@ Body: TypeAlias = bytes | bytearray | memoryview
 KEEPALIVE_MS = 30_000
 """How often a client pings a silent connection, so that it stays open through address translation."""
 
+FRAME_BYTES = 1 << 20
+"""Largest HTTP/2 frame that either side takes: with gRPC's 16 KiB, a large body costs a third more time."""
+
 CLIENT_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_BUNDLE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -38,6 +41,7 @@ CLIENT_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.max_frame_size", FRAME_BYTES),
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 250),
     ("grpc.max_reconnect_backoff_ms", 5_000),
