@@ -272,16 +272,16 @@ class FleetApp:
         if task is None:
             task = asyncio.create_task(self._forward(path, body, within_s=TRANSFER_WITHIN_S), name=f"transfer {path}")
             self._transfers[key] = task
-            task.add_done_callback(lambda done: self._keep_or_forget(key, done))
+            task.add_done_callback(lambda done: self._keep_or_forget(key, path, done))
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S):  # not wait_for: in Python 3.11 it can swallow a cancellation
                 return await asyncio.shield(task)
         except TimeoutError:
             raise CallFailedError(503, "the transfer is not complete yet; ask again") from None
 
-    def _keep_or_forget(self, key: bytes, task: asyncio.Task[Answer]) -> None:
-        """Keep an answer for a while, for the SuperNode may be waiting to ask again; a failure is not kept."""
-        good = not task.cancelled() and task.exception() is None and task.result().status == 200
+    def _keep_or_forget(self, key: bytes, path: str, task: asyncio.Task[Answer]) -> None:
+        """Keep an answer for a while, for the SuperNode may be waiting to ask again. Not kept: a failure, and an object that is not there yet."""
+        good = not task.cancelled() and task.exception() is None and _is_final(path, task.result())
         asyncio.get_running_loop().call_later(KEPT_S if good else 0.0, self._transfers.pop, key, None)
 
     async def _forward(self, path: str, body: bytes, *, received_pull: bytes = b"", within_s: float) -> Answer:
@@ -290,6 +290,16 @@ class FleetApp:
             self._link.check_again()
             raise CallFailedError(503, "the SuperLink does not know this node now")
         return answer
+
+
+def _is_final(path: str, answer: Answer) -> bool:
+    """Whether the same call would get the same answer later: the ServerApp may push an object after the message that names it."""
+    if answer.status != 200 or path != PULL_OBJECT:
+        return answer.status == 200
+    try:
+        return bool(fleet_pb2.PullObjectResponse.FromString(answer.body).object_available)
+    except ProtobufError:
+        return False
 
 
 def _with_key(body: bytes, public_key: bytes) -> bytes:

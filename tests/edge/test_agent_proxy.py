@@ -331,6 +331,20 @@ def test_a_transfer_that_failed_is_tried_anew(node):
     run(story())
 
 
+def test_an_object_that_is_not_there_yet_is_asked_for_again(node):
+    """The ServerApp pushes objects after the message: an answer "not yet" that is kept would stall the round by a minute."""
+
+    async def story():
+        waiting = fleet_pb2.PullObjectResponse(object_found=True).SerializeToString()
+        there = fleet_pb2.PullObjectResponse(object_found=True, object_available=True, object_content=b"x").SerializeToString()
+        for body in (waiting, there, b"never asked for"):
+            node.link.answers[paths.PULL_OBJECT] = Answer(200, "p", body, b"")
+            got = await node.call(paths.PULL_OBJECT, b"one")
+            assert got == (200, there if body == b"never asked for" else body)
+
+    run(story())
+
+
 # --- The status -----------------------------------------------------------------------------------------------------------------------------
 
 
