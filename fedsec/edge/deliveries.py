@@ -83,6 +83,10 @@ class Deliveries:
         self._nodes[node_id] = known
         atomic_write_json(self._folder / str(node_id), {"format": FORMAT, "messages": {name: _plain(one) for name, one in known.items()}})
 
+    def knows(self, node_id: int, message_ids: Iterable[str]) -> bool:
+        """Whether all of these were delivered to the node."""
+        return self._nodes.get(node_id, {}).keys() >= set(message_ids)
+
     def check_object(self, node_id: int, run_id: int, object_id: str) -> None:
         """Refuse an object that is not of a message of this node; raises Refused."""
         if not any(one.run_id == run_id and object_id in one.objects for one in self._nodes.get(node_id, {}).values()):

@@ -92,6 +92,8 @@ async def _ask(state: GatewayState, node: Node, call: Call, body: bytes) -> Forw
             waiting = Pulled(secrets.token_bytes(DELIVERY_BYTES), response.content_type, response.body)
             await asyncio.to_thread(_keep, state, node.node_id, waiting)
             state.note_use(node.node_id)
+        elif not state.deliveries.knows(node.node_id, waiting.message_ids):  # the gateway was killed between the two files
+            await asyncio.to_thread(_keep, state, node.node_id, waiting)
         return Forwarded(_OK, waiting.content_type, waiting.body, waiting.delivery)
 
 

@@ -172,7 +172,7 @@ _SECTIONS: Mapping[str, Mapping[str, _Key]] = {
         "hold_s": _number(0, MAX_HOLD_S),
         "body_timeout_s": _number(0.1, 600),
         "min_bytes_per_s": _number(1, 1e9),
-        "refresh_s": _number(0.1, 5),
+        "refresh_s": _number(0.1, 2),
     },
     "superlink": {"port": _PORT, "task_poll_s": _number(0.01, 60)},
     "ca": {"address": _HOST_PORT, "fingerprint": _text(re.compile("[0-9a-f]{64}", re.ASCII), "64 hex digits in lower case")},

@@ -215,6 +215,21 @@ class TestHonest:
 
         play(tmp_path, story)
 
+    def test_a_gateway_killed_between_its_two_files_still_serves_the_message(self, tmp_path):
+        async def story(world):
+            async with world.agent() as agent:
+                await world.asked(agent)
+                (world.lab.home / "gateway" / "delivered" / str(world.id())).unlink()
+
+        async def after_a_restart(world):
+            async with world.agent() as agent:
+                assert (await agent.pull(world.id())).delivery
+                wanted = ask_object(world, "node-a", sent_object("asked")[0])
+                assert (await agent.call(paths.PULL_OBJECT, wanted)).status == 200
+                assert (await LabReply(world.id()).announce(agent)).session_id
+
+        play(tmp_path, story, after_a_restart)
+
     def test_a_confirmation_acknowledges_the_kept_answer(self, tmp_path):
         async def story(world):
             async with world.agent() as agent:
