@@ -91,6 +91,25 @@ def test_a_call_gets_the_superlinks_answer_with_headers_in_the_gateways_time_wha
     assert abs((datetime.fromisoformat(stamps[0]) - now()).total_seconds()) < 5
 
 
+def test_an_answer_without_the_sessions_proof_reaches_no_supernode(lab, fake):
+    """Somebody else answers in the gateway's place: it is not believed, and a new session asks again."""
+    from fedsec.edge.signing import SessionKeys
+
+    async def story():
+        async with lab.gateway() as gateway, linked(lab) as link:
+            await until(lambda: fake.nodes and link.state is LinkState.CONNECTED)
+            (strange,) = gateway.state.sessions._by_id.values()
+            strange.keys = SessionKeys(strange.keys.call, bytes(32))
+            fake.answers[paths.SEND_NODE_HEARTBEAT] = (200, b"\x08\x01")
+            answer = await link.forward(paths.SEND_NODE_HEARTBEAT, heartbeat(fake), timeout_s=10)
+            assert (answer.status, answer.body) == (200, b"\x08\x01")
+            assert link._current.session._session_id != strange.session_id
+            beats = [path for path, _ in fake.calls if path == paths.SEND_NODE_HEARTBEAT]
+            assert len(beats) == 2  # the first answer was dropped
+
+    run(story())
+
+
 def test_a_gateway_whose_time_is_days_off_is_not_believed(lab, fake):
     async def story():
         async with lab.gateway(), linked(lab, clock=lambda: now() + timedelta(hours=30)) as link:
