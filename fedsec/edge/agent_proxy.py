@@ -273,6 +273,8 @@ class FleetApp:
             task = asyncio.create_task(self._forward(path, body, within_s=TRANSFER_WITHIN_S), name=f"transfer {path}")
             self._transfers[key] = task
             task.add_done_callback(lambda done: self._keep_or_forget(key, path, done))
+        if task.done():
+            return task.result()
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S):  # not wait_for: in Python 3.11 it can swallow a cancellation
                 return await asyncio.shield(task)

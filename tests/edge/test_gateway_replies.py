@@ -447,9 +447,9 @@ class TestLies:
                 await until(lambda: old in world.superlink.unregistered)
                 await until(lambda: not world.state.sessions.find(agent.party.signer.public_key, agent.session._session_id))
                 await asyncio.wait([held])
+                folders = [world.lab.home / "gateway" / name for name in ("collect", "delivered", "spool")]
+                await until(lambda: not any((folder / str(old)).exists() for folder in folders))
                 assert len(world.state.spool) == len(world.state.collector) == 0
-                assert not (world.lab.home / "gateway" / "collect" / str(old)).exists()
-                assert not (world.lab.home / "gateway" / "delivered" / str(old)).exists()
 
         play(tmp_path, story)
 
