@@ -5,7 +5,7 @@
 Three processes on loopback: this one is the agent, the gateway is the real process, and a stand-in for the SuperLink takes what it gets over
 TLS 1.3 and keeps nothing. "Bare TLS" is an HTTPS POST of the same bytes from this process to the stand-in. Both are measured in turn, best of
 each. What goes through the gateway is a whole reply, announced and pushed in five objects one after the other: the bytes are encrypted
-twice, hashed four times, written to a file, checked, and handed on when all are there.
+twice, hashed three times, written to a file, checked, and handed on when all are there.
 """
 
 from __future__ import annotations
