@@ -24,6 +24,7 @@ import asyncio
 import hashlib
 import secrets
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -190,11 +191,21 @@ class Collector:
         """
         if object_id not in found.missing():
             return
-        kind = _checked(found, object_id, content)
         open_bytes = sum(one.taken for one in list(self._nodes.get(node_id, {}).values()) if not one.done)
         if open_bytes + len(content) > self._node_bytes:
             raise Refused(Reason.SIZE, f"this node's unfinished replies would have over {self._node_bytes} bytes")
-        atomic_write_bytes(found.folder / object_id, content, mode=0o600, durable=False)
+        part = found.folder / f"{object_id}.{secrets.token_hex(4)}"
+        with ThreadPoolExecutor(1) as pool:  # a large object is written while it is hashed; its name it gets afterwards
+            writing = pool.submit(atomic_write_bytes, part, content, mode=0o600, durable=False)
+            try:
+                kind = _checked(found, object_id, content)
+                writing.result()
+                part.replace(found.folder / object_id)
+            except OSError as error:
+                raise StorageError(f"cannot write an object of a reply: {error.strerror or error}") from error
+            finally:
+                writing.exception()
+                part.unlink(missing_ok=True)
         if object_id in found.kinds:  # the same object came twice at the same time
             return
         found.taken += len(content)
