@@ -26,7 +26,7 @@ from fedsec.report.sweep_rows import AuditRow, UtilityRow
 from fedsec.report.sweep_settings import assumptions, settings
 from fedsec.report.sweep_summary import Figure, Slice, SweepSummary
 from fedsec.report.sweep_verdict import Recommendation, best_guess, points
-from fedsec.report.sweep_words import paragraphs, partial_notice, short_answer, with_interval, with_range
+from fedsec.report.sweep_words import paragraphs, partial_notice, short_answer, with_interval
 
 SHORT = 10
 """Hex digits of a row's digest that the page shows."""
@@ -150,12 +150,17 @@ def _frontier(summary: SweepSummary, series: Any) -> list[dict[str, Any]]:
                 "accuracy": with_interval(figure),
                 "seeds": ", ".join(text.percent(value) for value in figure.values),
                 "price": _price(price) if math.isfinite(epsilon) else "",
-                "guess": f"{math.ceil(1000 * best_guess(spent, delta or 0.0)) / 10:.1f}%" if private else "100%",
+                "guess": _guess(best_guess(spent, delta or 0.0)) if private else "100%",
                 "diverged": summary.diverged(series, epsilon),
                 "rows": _links(figure.digests),
             }
         )
     return lines
+
+
+def _guess(share: float) -> str:
+    """A bound on right guesses, rounded up; never shown as certainty where it is not."""
+    return "over 99.9%" if share > 0.999 else f"{math.ceil(1000 * share) / 10:.1f}%"
 
 
 def _price(price: Figure | None) -> str:
@@ -183,7 +188,9 @@ def _slices(summary: SweepSummary, slices: Sequence[Slice]) -> list[dict[str, An
         figures = [summary.figure(summary.main, epsilon, part.read) for epsilon in summary.grid.epsilons]
         price = summary.price(summary.main, summary.finite[0], part.read) if summary.finite else None
         cells = [
-            {"shown": with_range(figure), "rows": " ".join(_links(figure.digests))} if figure else {"shown": "", "rows": ""}
+            {"shown": text.percent(figure.mean), "range": _range(figure), "rows": " ".join(_links(figure.digests))}
+            if figure
+            else {"shown": "", "range": "", "rows": ""}
             for figure in figures
         ]
         lines.append(
@@ -194,6 +201,13 @@ def _slices(summary: SweepSummary, slices: Sequence[Slice]) -> list[dict[str, An
         if summary.has_lasting_sites or all(part.kind == "class" for part in slices)
         else lines
     )
+
+
+def _range(figure: Figure) -> str:
+    """The ends of an interval, or why there is none."""
+    if figure.bounds is not None:
+        return f"{100 * figure.bounds[0]:.0f} to {100 * figure.bounds[1]:.0f}"
+    return f"{text.counted(figure.missing, 'seed')} missing" if figure.missing else ""
 
 
 def _arms(summary: SweepSummary) -> list[dict[str, Any]]:

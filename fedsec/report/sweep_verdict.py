@@ -155,8 +155,9 @@ def _audit(audits: SweepAudits, epsilon: float) -> Check:
     if audits.missed:
         return Check(rule=rule, passed=False, why="a control was not caught")
     strongest = max(found, key=lambda item: item.result.lower_bound)
+    silent = "; could not have refuted it" if all(item.result.no_power for item in found) else ""
     return Check(
-        rule=rule, passed=not any(item.result.refuted for item in found), why=f"shown: at least {strongest.result.lower_bound:.2f}"
+        rule=rule, passed=not any(item.result.refuted for item in found), why=f"shown: at least {strongest.result.lower_bound:.2f}{silent}"
     )
 
 

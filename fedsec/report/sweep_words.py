@@ -291,16 +291,6 @@ def with_interval(figure: Figure) -> str:
     return f"{text.percent(figure.mean)}{_spread(figure)}"
 
 
-def with_range(figure: Figure) -> str:
-    """A share with the ends of its interval, which may be wide.
-
-    >>> with_range(Figure(values=(0.8, 0.82, 0.97), rows=()))
-    '86.3% (63 to 100)'
-    """
-    bounds = figure.bounds
-    return f"{text.percent(figure.mean)}{f' ({100 * bounds[0]:.0f} to {100 * bounds[1]:.0f})' if bounds else _spread(figure)}"
-
-
 def _spread(figure: Figure) -> str:
     if figure.half_width is not None:
         return f" ± {100 * figure.half_width:.1f}"
