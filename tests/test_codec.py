@@ -33,7 +33,20 @@ def test_every_flipped_byte_is_refused_or_means_something_else(value, data):
 
 
 @pytest.mark.parametrize(
-    "text", [b'{"a":1,"a":1}', b'{ "a":1}', b"NaN", b"Infinity", b"", b"\xff", b'{"b":1,"a":1}', b"1.0e0", b"[" * 100_000]
+    "text",
+    [
+        b'{"a":1,"a":1}',
+        b'{ "a":1}',
+        b"NaN",
+        b"Infinity",
+        b"",
+        b"\xff",
+        b'{"b":1,"a":1}',
+        b"1.0e0",
+        b"[" * 100_000,
+        b"9" * 5000,
+        b'{"a":' + b"9" * 5000 + b"}",
+    ],
 )
 def test_bytes_that_are_not_canonical_are_refused(text):
     with pytest.raises(DecodeError):
