@@ -100,7 +100,7 @@ def _a_time_within(leaf: x509.Certificate, intermediate_der: bytes) -> datetime:
     try:
         issuer = x509.load_der_x509_certificate(intermediate_der)
         return max(leaf.not_valid_before_utc, issuer.not_valid_before_utc)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise CertificateError("intermediate: not a certificate that can be read") from None
 
 

@@ -145,6 +145,16 @@ def test_a_renewed_intermediate_comes_along(tmp_path):
     assert load_identity(folder).intermediate_der == renewed.intermediate_der
 
 
+def test_an_intermediate_of_a_version_that_x509_does_not_have_is_a_certificate_error(tmp_path):
+    """A gateway hands it out with a renewal: what it says must not end the agent."""
+    folder = make(tmp_path / "identity")
+    hostile = AUTHORITY.intermediate_der.replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020107"), 1)
+    assert hostile != AUTHORITY.intermediate_der
+    with pytest.raises(CertificateError, match="intermediate: not a certificate that can be read"):
+        replace_certificate(folder, issue(), hostile)
+    assert (folder / "intermediate.der").read_bytes() == AUTHORITY.intermediate_der
+
+
 def test_the_old_certificate_goes_with_the_new_intermediate(tmp_path):
     """As after a crash between the two files of a replacement."""
     folder = make(tmp_path / "identity")
