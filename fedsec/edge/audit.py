@@ -70,13 +70,14 @@ class AuditLog:
         self._path, self._max_bytes, self._backups = path, max_bytes, backups
         self.lost = 0
         try:
-            self._descriptor = self._open()
+            self._descriptor = self._open(path)
             self._size = os.fstat(self._descriptor).st_size
         except OSError as error:
             raise StorageError(f"cannot open the audit log {path}: {error.strerror or error}") from error
 
-    def _open(self) -> int:
-        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    @staticmethod
+    def _open(path: Path) -> int:
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def write(self, now: datetime, event: str, facts: Mapping[str, Any]) -> None:
         """Append a line; never raises for a disk that is full.
@@ -101,14 +102,24 @@ class AuditLog:
         self.lost = 0
 
     def _rotate(self) -> None:
+        fresh_path = self._path.with_name(f"{self._path.name}.new")
+        fresh = self._open(fresh_path)  # first: without a new file the old one must stay open
+        try:
+            self._move(fresh_path)
+            size = os.fstat(fresh).st_size
+        except OSError:
+            os.close(fresh)
+            raise
+        old, self._descriptor, self._size = self._descriptor, fresh, size
+        os.close(old)
+
+    def _move(self, fresh: Path) -> None:
         for number in range(self._backups, 0, -1):
             older = self._path.with_name(f"{self._path.name}.{number}")
             newer = self._path if number == 1 else self._path.with_name(f"{self._path.name}.{number - 1}")
             if newer.exists():
                 newer.replace(older)
-        os.close(self._descriptor)
-        self._descriptor = self._open()
-        self._size = os.fstat(self._descriptor).st_size
+        fresh.replace(self._path)
 
     def close(self) -> None:
         """Close the file."""

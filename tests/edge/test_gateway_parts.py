@@ -208,6 +208,24 @@ class TestAudit:
         assert all(path.stat().st_size <= 300 for path in tmp_path.iterdir())
         assert json.loads((tmp_path / "a").read_text().splitlines()[-1])["number"] == 59
 
+    def test_a_rotation_without_a_free_descriptor_loses_lines_and_never_writes_into_another_file(self, tmp_path, monkeypatch):
+        log, at = AuditLog(tmp_path / "a", max_bytes=100), datetime(2030, 1, 1, tzinfo=UTC)
+        log.write(at, "call", {"text": "x" * 40})
+
+        def full(*_, **__):
+            raise OSError(24, "Too many open files")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("fedsec.edge.audit.os.open", full)
+            log.write(at, "call", {"text": "lost"})
+            assert log.lost == 1
+        other = tmp_path / "other"
+        with other.open("wb"):  # takes the number that a closed log would have had
+            log.write(at, "call", {"text": "found"})
+        assert other.read_bytes() == b""
+        assert json.loads((tmp_path / "a").read_text())["lost_lines"] == 1
+        assert "x" * 40 in (tmp_path / "a.1").read_text()
+
     def test_bytes_never_get_in(self, tmp_path):
         with pytest.raises(ValueError, match="plain"):
             AuditLog(tmp_path / "a").write(datetime.now(UTC), "call", {"body": b"secret"})
