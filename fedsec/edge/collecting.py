@@ -24,6 +24,7 @@ import asyncio
 import hashlib
 import secrets
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +102,8 @@ class Collector:
         self._folder, self._node_bytes = folder, node_bytes
         self._nodes: dict[int, dict[str, Collection]] = {}
         self._memory = 0
+        self._reserved: dict[int, int] = {}
+        self._lock = threading.Lock()
         try:
             for node in (path for path in folder.iterdir() if path.name.isascii() and path.name.isdigit()):
                 for path in sorted(node.iterdir(), key=lambda path: path.stat().st_mtime):
@@ -191,9 +194,32 @@ class Collector:
         """
         if object_id not in found.missing():
             return
-        open_bytes = sum(one.taken for one in list(self._nodes.get(node_id, {}).values()) if not one.done)
-        if open_bytes + len(content) > self._node_bytes:
-            raise Refused(Reason.SIZE, f"this node's unfinished replies would have over {self._node_bytes} bytes")
+        self._reserve(node_id, len(content))
+        try:
+            kind = self._write(found, object_id, content)
+            with self._lock:
+                if object_id in found.kinds:  # the same object came twice at the same time
+                    return
+                found.taken += len(content)
+                if self._memory + len(content) <= MAX_MEMORY_BYTES:
+                    found.memory[object_id] = content
+                    self._memory += len(content)
+                found.kinds[object_id] = kind
+        finally:
+            with self._lock:
+                self._reserved[node_id] -= len(content)
+
+    def _reserve(self, node_id: int, size: int) -> None:
+        """Count bytes before they are written, for a node may send many objects at the same time."""
+        with self._lock:
+            open_bytes = sum(one.taken for one in list(self._nodes.get(node_id, {}).values()) if not one.done)
+            reserved = self._reserved.get(node_id, 0)
+            if open_bytes + reserved + size > self._node_bytes:
+                raise Refused(Reason.SIZE, f"this node's unfinished replies would have over {self._node_bytes} bytes")
+            self._reserved[node_id] = reserved + size
+
+    @staticmethod
+    def _write(found: Collection, object_id: str, content: bytes | memoryview) -> str:
         part = found.folder / f"{object_id}.{secrets.token_hex(4)}"
         with ThreadPoolExecutor(1) as pool:  # a large object is written while it is hashed; its name it gets afterwards
             writing = pool.submit(atomic_write_bytes, part, content, mode=0o600, durable=False)
@@ -206,13 +232,7 @@ class Collector:
             finally:
                 writing.exception()
                 part.unlink(missing_ok=True)
-        if object_id in found.kinds:  # the same object came twice at the same time
-            return
-        found.taken += len(content)
-        if self._memory + len(content) <= MAX_MEMORY_BYTES:
-            found.memory[object_id] = content
-            self._memory += len(content)
-        found.kinds[object_id] = kind
+        return kind
 
     def content(self, found: Collection, object_id: str) -> bytes | memoryview:
         """An object that is there; blocks.

@@ -4,6 +4,9 @@ import asyncio
 import hashlib
 import random
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -651,6 +654,36 @@ class TestDisk:
             (delivered / str(number)).write_bytes(text)
             with pytest.raises(Refused):
                 Deliveries(delivered).check_message(number, 1, "asked")
+
+    def test_many_objects_at_the_same_time_do_not_pass_the_nodes_bytes(self, tmp_path):
+        """All of them were counted before any was written."""
+        reply = LabReply(7, chunks=tuple(bytes([number]) * 1000 for number in range(8)))
+        collector = Collector(tmp_path, node_bytes=3500)
+        found = collector.announce(7, reply.announcement())
+        together = threading.Barrier(8)
+        write = collector._write
+
+        def slow(*arguments):
+            kind = write(*arguments)
+            time.sleep(0.2)
+            return kind
+
+        collector._write = slow
+
+        def take(name):
+            together.wait()
+            try:
+                collector.take(7, found, name, reply.objects[name])
+            except Refused:
+                return False
+            return True
+
+        with ThreadPoolExecutor(8) as pool:
+            assert sum(pool.map(take, list(reply.objects)[:8])) == 3
+        assert found.taken <= 3500
+        with pytest.raises(Refused):  # what was refused holds no bytes, and what was taken does
+            collector.take(7, found, *next((name, content) for name, content in reply.objects.items() if name not in found.kinds))
+        assert collector._reserved == {7: 0}
 
     def test_a_node_has_sixty_four_messages_the_newest(self, tmp_path):
         deliveries = Deliveries(tmp_path)
