@@ -60,6 +60,7 @@ class SitePolicy:
         approvals: how many of them are needed, at least 1.
         keys: public keys (33 bytes) by name, where the site pins them too: a CA that issues a certificate in an approver's name then
             gains nothing.
+        only_known: an approver without a pinned key does not count.
 
     Raises:
         ConfigError: it cannot be met, or asks for nothing.
@@ -69,6 +70,7 @@ class SitePolicy:
     approvers: frozenset[str]
     approvals: int
     keys: Mapping[str, bytes] = field(default_factory=dict)
+    only_known: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.approvals <= len(self.approvers):
@@ -250,6 +252,8 @@ def _check_approval(
     approver = identify(approval)
     if approver.name not in policy.approvers:
         raise AdmissionError(f"{approver.name} is no approver of this site")
+    if policy.only_known and approver.name not in policy.keys:
+        raise AdmissionError(f"no key of {approver.name} is pinned at this site; put it into [release.keys] of agent.toml")
     if not hmac.compare_digest(policy.keys.get(approver.name, approver.public_key), approver.public_key):
         raise AdmissionError(f"{approver.name} approved with another key than the one that this site pins")
     if approver.serial_number in revoked:

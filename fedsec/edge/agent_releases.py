@@ -7,9 +7,12 @@
 4. Every decision reads the installed files anew.
 
 5. A missing floor is refused like a damaged one: without it an old release would come back. It is made when a client is set up.
-6. Approvers' keys are pinned: those that ``agent.toml`` names, else those with which the first accepted release was approved. A CA that
-   issues a certificate in an approver's name for a key of its own then gains nothing.
+6. Approvers' keys are pinned: those that ``agent.toml`` names, and, if they are fewer than the approvals that are needed, those with which
+   the first accepted release was approved: as many as were needed, no more. From then on an approver without a pinned key does not count
+   until ``agent.toml`` names the key, so that a CA that issues a certificate in an approver's name for a key of its own gains nothing.
 7. Code that changed on disk under a running agent is refused: what is loaded is not what is there.
+8. What cannot be read or judged, from a file or from the gateway, is skipped with its reason and keeps nothing else from counting. The
+   site's own ``manifest.json`` is read first, then the newest files.
 
 Files: ``releases/*.json`` (release files; ``manifest.json`` is the site's), ``floor.json``, and beside it ``approver-keys.json``, ``crl.der`` and
 ``crl-floor.json``: the newest revocation list, which the ClientApp reads too. A ``releases/crl.der`` that an operator copied is taken up
@@ -20,23 +23,29 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import os
+import stat
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from fedsec.admission.decision import Approver, Floor, SitePolicy, VerifiedRelease, admit, choose_release, verify_release
 from fedsec.admission.installed import installed_packages, scan_packages
 from fedsec.admission.manifest import MAX_RELEASE_BYTES, Approval, FileEntry, decode_release
 from fedsec.errors import AdmissionError, CertificateError, ConfigError, FedsecError, StorageError, VerificationError
-from fedsec.files import atomic_write_bytes, atomic_write_json
+from fedsec.files import atomic_write_bytes, atomic_write_text
 from fedsec.identity.crl_file import CRL_FILE, FLOOR_FILE, CrlFile
 from fedsec.identity.folder import Identity
 from fedsec.identity.names import Role
 from fedsec.identity.revocation import MAX_CRL_BYTES, RevocationList
 from fedsec.identity.verify import verify_peer
 from fedsec.signing import PUBLIC_KEY_BYTES
+
+_logger = logging.getLogger(__name__)
 
 MANIFEST_FILE, APPROVER_KEYS_FILE = "manifest.json", "approver-keys.json"
 MAX_CANDIDATES = 64
@@ -49,8 +58,15 @@ def scan_installation() -> tuple[FileEntry, ...]:
 
 @dataclass(frozen=True)
 class _Candidate:
-    data: bytes
+    """A release file's bytes, or where to read them."""
+
     source: str
+    found: bytes | Path
+
+    @property
+    def data(self) -> bytes:
+        """The bytes; read when they are asked for."""
+        return self.found if isinstance(self.found, bytes) else _read(self.found, MAX_RELEASE_BYTES)
 
 
 class ReleaseStore:
@@ -92,8 +108,11 @@ class ReleaseStore:
             )
         self._folder, self._identity, self._clock, self._scan = folder, identity, clock, scan
         self._keys, self._keys_file = dict(keys or {}), floor_file.with_name(APPROVER_KEYS_FILE)
-        pinned = {name: key for name, key in _read_pins(self._keys_file).items() if name in names}
-        self._policy = SitePolicy(identity.name.federation, names, approvals, {**pinned, **self._keys})
+        pins = _read_pins(self._keys_file)
+        known = {**{name: key for name, key in (pins or {}).items() if name in names}, **self._keys}
+        only_known = pins is not None or len(known) >= approvals
+        self._policy = SitePolicy(identity.name.federation, names, approvals, known, only_known)
+        self._skipped: set[str] = set()
         self._floor_file = floor_file
         self._at_start = scan()
         self._lock = threading.Lock()
@@ -124,7 +143,7 @@ class ReleaseStore:
             What was wrong with the revocation list, if anything.
         """
         with self._lock:
-            self._offered = [_Candidate(data, "the gateway") for data in releases if len(data) <= MAX_RELEASE_BYTES][:MAX_CANDIDATES]
+            self._offered = [_Candidate("the gateway", data) for data in releases if len(data) <= MAX_RELEASE_BYTES][:MAX_CANDIDATES]
             return self._take_crl(crl_der) if crl_der else []
 
     def current(self) -> VerifiedRelease:
@@ -155,10 +174,14 @@ class ReleaseStore:
         reasons = []
         for candidate in self._candidates():
             try:
-                found = self._verify(candidate)
-                verified.setdefault(found.manifest_sha256, (found, candidate.data))
+                data = candidate.data
+                found = self._verify(data)
+                verified.setdefault(found.manifest_sha256, (found, data))
             except FedsecError as error:
                 reasons.append(f"{candidate.source}: {error}")
+            except Exception as error:  # noqa: BLE001 - whatever somebody else wrote, it must not keep the site's own release from counting
+                reasons.append(f"{candidate.source}: cannot be judged ({type(error).__name__})")
+        self._say_skipped(reasons)
         if not verified:
             why = f" ({'; '.join(reasons[:2])})" if reasons else ""
             raise AdmissionError(f"no release counts at this site{why}")
@@ -169,18 +192,30 @@ class ReleaseStore:
             self._accept(release, verified[release.manifest_sha256][1])
         return release
 
-    def _candidates(self) -> list[_Candidate]:
-        files = sorted(self._folder.glob("*.json"))[:MAX_CANDIDATES]
-        return [*self._offered, *(_Candidate(_read(path, MAX_RELEASE_BYTES), path.name) for path in files)]
+    def _say_skipped(self, reasons: list[str]) -> None:
+        """Into the log, once for as long as it goes on."""
+        for reason in reasons:
+            if reason not in self._skipped:
+                _logger.warning("skipped a release: %s", reason)
+        self._skipped = set(reasons)
 
-    def _verify(self, candidate: _Candidate) -> VerifiedRelease:
+    def _candidates(self) -> list[_Candidate]:
+        """The site's own first, then what the gateway hands out, then the newest files."""
+        mine = self._folder / MANIFEST_FILE
+        files = sorted((path for path in self._folder.glob("*.json") if path != mine), key=_changed_at, reverse=True)
+        if len(files) > MAX_CANDIDATES:
+            _logger.warning("%s has %d release files; the %d oldest are not read", self._folder, len(files), len(files) - MAX_CANDIDATES)
+        own = [_Candidate(mine.name, mine)] if os.path.lexists(mine) else []
+        return [*own, *self._offered, *(_Candidate(path.name, path) for path in files[:MAX_CANDIDATES])]
+
+    def _verify(self, data: bytes) -> VerifiedRelease:
         now = self._clock()
         crl = self._crl
         if crl is None:
             raise AdmissionError("no revocation list has come yet; the gateway hands it out, or put the CA's crl.der into releases/")
         crl.check_time(now)
         return verify_release(
-            decode_release(candidate.data),
+            decode_release(data),
             policy=self._policy,
             floor=self.floor,
             now=now,
@@ -201,10 +236,13 @@ class ReleaseStore:
 
     def _accept(self, release: VerifiedRelease, data: bytes) -> None:
         """Raise the floor, on disk first: a crash must not let an older release back in. Approvers' keys are pinned before that."""
-        pins = {**release.approver_keys, **self._policy.keys}
-        if pins != self._policy.keys:
-            atomic_write_json(self._keys_file, {name: key.hex() for name, key in pins.items()})
-            self._policy = replace(self._policy, keys=pins)
+        known, wanted = self._policy.keys, self._policy.approvals
+        if not self._policy.only_known:
+            missing = wanted - sum(name in known for name in release.approvers)
+            new = [name for name in release.approvers if name not in known][:missing]
+            pins = {**known, **{name: release.approver_keys[name] for name in new}}
+            _write_private_json(self._keys_file, {name: key.hex() for name, key in pins.items()})
+            self._policy = replace(self._policy, keys=pins, only_known=True)
         atomic_write_bytes(self._folder / MANIFEST_FILE, data, mode=0o600)
         write_floor(self._floor_file, release.floor)
         self.floor = release.floor
@@ -229,8 +267,18 @@ class ReleaseStore:
         return found
 
 
-def _read_pins(path: Path) -> dict[str, bytes]:
-    """Keys that were pinned at first sight.
+def _changed_at(path: Path) -> float:
+    with contextlib.suppress(OSError):
+        return path.lstat().st_mtime
+    return 0.0
+
+
+def _write_private_json(path: Path, value: Any) -> None:
+    atomic_write_text(path, json.dumps(value, indent=2) + "\n", mode=0o600)
+
+
+def _read_pins(path: Path) -> dict[str, bytes] | None:
+    """Keys that were pinned at first sight; None: nothing was yet.
 
     Raises:
         StorageError: damaged, or it cannot be read.
@@ -240,8 +288,8 @@ def _read_pins(path: Path) -> dict[str, bytes]:
         if any(len(key) != PUBLIC_KEY_BYTES for key in pins.values()):
             raise ValueError("a key of another length")
     except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return None
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise StorageError(
             f"{path} is damaged ({error}); put the approvers' keys into [release.keys] of agent.toml and remove it"
         ) from None
@@ -254,7 +302,7 @@ def write_floor(path: Path, floor: Floor) -> None:
     Raises:
         StorageError: the file system refused.
     """
-    atomic_write_json(path, {"version": floor.version, "manifest_sha256": floor.manifest_sha256})
+    _write_private_json(path, {"version": floor.version, "manifest_sha256": floor.manifest_sha256})
 
 
 def begin_floor(path: Path) -> None:
@@ -282,14 +330,17 @@ def _read_floor(path: Path) -> Floor:
         version, sha256 = value["version"], value["manifest_sha256"]
         if type(version) is not int or version < 0 or type(sha256) is not str or len(bytes.fromhex(sha256)) != (32 if version else 0):
             raise ValueError("out of range")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise StorageError(f"{path} is damaged ({error}); put back the newest release's version and manifest_sha256") from None
     return Floor(version, sha256)
 
 
 def _read(path: Path, limit: int) -> bytes:
     try:
-        with path.open("rb") as handle:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not hold us up
+        with os.fdopen(descriptor, "rb") as handle:
+            if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+                raise StorageError(f"{path} is not a plain file")
             data = handle.read(limit + 1)
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
