@@ -6,7 +6,8 @@
    release. It then starts anew and meets the refusal like a new run.
 4. A refused FAB arrives empty and without verification: the SuperNode runs nothing and the server is told error 7 (``INVALID_FAB``).
    A server's own verifications are dropped in any case.
-5. A run cannot override the app's config on this node, and has a state of its own.
+5. A run that the SuperNode knows is never forgotten here: when the table is full, the SuperNode starts anew, and both know none.
+6. A run cannot override the app's config on this node, and has a state of its own.
 
 Source: flwr 1.41, ``start_client_internal._pull_and_store_message``, ``_verify_fab``, ``get_project_dir``; decision 0015, findings 4 and 5.
 """
@@ -68,7 +69,10 @@ class RunGuard:
         """Whether a message of this run may reach a SuperNode that may know the run; False: it must start anew first."""
         admitted = self._admitted.get(run_id)
         if admitted is None:
-            return True
+            if len(self._admitted) < MAX_RUNS:
+                return True
+            self._status.event("supernode-restart", run_id=str(run_id), reason=f"it knows {MAX_RUNS} runs, as many as are remembered")
+            return False
         try:
             release = await asyncio.to_thread(self._releases.current)
         except FedsecError as error:
@@ -126,11 +130,11 @@ class RunGuard:
         except (FedsecError, ProtobufError, OSError) as error:
             reason = str(error) if isinstance(error, FedsecError) else f"it could not be read ({type(error).__name__})"
             return self._refused(run_id, found, reason)
+        if run_id not in self._admitted and len(self._admitted) >= MAX_RUNS:  # may_go_on has the SuperNode start anew before that
+            return self._refused(run_id, found, f"the SuperNode knows {MAX_RUNS} runs, as many runs as are remembered")
         return self._passed(run_id, found, fab.content, release)
 
     def _passed(self, run_id: int, found: str, content: bytes, release: VerifiedRelease) -> Answer:
-        while len(self._admitted) >= MAX_RUNS:
-            del self._admitted[next(iter(self._admitted))]
         self._admitted[run_id] = release.manifest_sha256
         facts: dict[str, str | int] = {
             "name": release.manifest.release,

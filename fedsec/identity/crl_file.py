@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 
 from fedsec.errors import CertificateError, StorageError
-from fedsec.files import atomic_write_bytes, atomic_write_json
+from fedsec.files import atomic_write_bytes, atomic_write_text
 from fedsec.identity.revocation import MAX_CRL_BYTES, MAX_NUMBER, RevocationList, verify_crl
 
 CRL_FILE, FLOOR_FILE = "crl.der", "crl-floor.json"
@@ -87,7 +87,8 @@ class CrlFile:
         if found.number > floor.number or not self.path.exists():
             atomic_write_bytes(self.path, der, mode=0o600)
         if found.number > floor.number:
-            atomic_write_json(self.floor_path, {"number": found.number, "sha256": hashlib.sha256(der).hexdigest()})
+            floor_text = json.dumps({"number": found.number, "sha256": hashlib.sha256(der).hexdigest()}) + "\n"
+            atomic_write_text(self.floor_path, floor_text, mode=0o600)
         return found
 
     def _verify(self, der: bytes, floor: CrlFloor, now: datetime) -> RevocationList:

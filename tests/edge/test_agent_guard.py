@@ -4,7 +4,9 @@ import asyncio
 import hashlib
 import io
 import json
+import os
 import zipfile
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -13,7 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from fedsec.admission.fab import open_fab
 from fedsec.admission.installed import RUNTIME_PACKAGES, scan_packages
 from fedsec.admission.manifest import FabEntry, Manifest, Release, approve
-from fedsec.edge import fleet_pb2
+from fedsec.edge import agent_guard, agent_releases, fleet_pb2
 from fedsec.edge.agent_guard import RunGuard
 from fedsec.edge.agent_releases import ReleaseStore, begin_floor
 from fedsec.edge.agent_status import Status
@@ -420,3 +422,150 @@ def test_a_pinned_key_of_an_approver_counts(site):
     site.offer(site.release())
     with pytest.raises(AdmissionError, match="another key than the one that this site pins"):
         site.store.current()
+
+
+def approved_as(site, name, signer, release):
+    """A further approval, in a name that the CA puts into a certificate for this key."""
+    certificate = site.authority.issue_admin(name, signer.public_key, now=site.now - timedelta(hours=1)).certificate_der
+    return approve(release, signer, certificate=certificate, intermediate=site.authority.intermediate_der, now=site.now)
+
+
+def pinned(site):
+    return json.loads((site.folder / "approver-keys.json").read_text())
+
+
+def test_the_ca_cannot_approve_in_the_name_of_an_approver_who_did_not_sign_the_first_release(site):
+    """ada approved the first release. The CA gives ben's name to a key of its own: nobody has seen ben's key yet."""
+    site.store = site.open_store(approvers=["ada", "ben"])
+    site.offer(site.release(1))
+    assert site.store.current().manifest.version == 1
+    assert pinned(site) == {"ada": site.ada.public_key.hex()}
+    ben, forged = Signer.generate(), Signer.generate()
+    site.offer(approved_as(site, "ben", forged, site.release(2, by_ada=False)))
+    assert site.store.current().manifest.version == 1
+    site.store = site.open_store(approvers=["ada", "ben"], keys={"ben": ben.public_key})
+    site.offer(approved_as(site, "ben", forged, site.release(2, by_ada=False)))
+    assert site.store.current().manifest.version == 1
+    site.offer(approved_as(site, "ben", ben, site.release(2, by_ada=False)))
+    assert site.store.current().manifest.version == 2
+
+
+def test_an_approval_that_was_not_needed_pins_nothing(site):
+    """Anybody who can have ben's name certified appends an approval to ada's release: ben's real key must not be shut out by it."""
+    site.store = site.open_store(approvers=["ada", "ben"])
+    site.offer(approved_as(site, "ben", Signer.generate(), site.release(1)))
+    assert site.store.current().approvers == ("ada", "ben")
+    assert list(pinned(site)) == ["ada"]
+
+
+def test_a_forged_approval_pins_nothing(site):
+    site.store = site.open_store(approvers=["ada", "ben"])
+    real = approved_as(site, "ben", Signer.generate(), site.release(1, by_ada=False))
+    ada = site.release(1)
+    broken = replace(real.approvals[0], signature=ada.approvals[0].signature)
+    site.offer(Release(ada.manifest, (broken, *ada.approvals)))
+    assert site.store.current().approvers == ("ada",)
+    assert list(pinned(site)) == ["ada"]
+
+
+def test_a_key_in_the_settings_that_is_enough_leaves_nothing_to_first_sight(site):
+    site.store = site.open_store(approvers=["ada", "ben"], keys={"ada": site.ada.public_key})
+    site.offer(approved_as(site, "ben", Signer.generate(), site.release(1, by_ada=False)))
+    with pytest.raises(AdmissionError, match=r"no key of ben is pinned.*release\.keys"):
+        site.store.current()
+
+
+def test_first_sight_completes_what_the_settings_name_and_no_more(site):
+    site.store = site.open_store(approvers=["ada", "ben", "cleo"], approvals=2, keys={"ada": site.ada.public_key})
+    ben, cleo = Signer.generate(), Signer.generate()
+    release = approved_as(site, "cleo", cleo, approved_as(site, "ben", ben, site.release(1)))
+    site.offer(Release(release.manifest, tuple(reversed(release.approvals))))
+    assert site.store.current().approvers == ("cleo", "ben", "ada")
+    assert sorted(pinned(site)) == ["ada", "cleo"]  # the first that counted beside ada
+
+
+# --- Odd releases ---------------------------------------------------------------------------------------------------------------------------
+
+
+BIG_INTEGER = b'{"approvals":[],"format":"fedsec/release/v1","manifest":' + b"1" * 5000 + b"}"
+
+
+def test_a_number_that_python_will_not_read_stops_neither_the_gateways_nor_the_sites_releases(site):
+    site.store.offer([BIG_INTEGER, site.release().encode()], site.crl())
+    (site.folder / "releases" / "x.json").write_bytes(BIG_INTEGER)
+    site.get_run()
+    assert admitted(site, site.get_fab())
+
+
+def test_a_candidate_that_breaks_the_judge_is_skipped_with_its_reason(site, monkeypatch, caplog):
+    judge = agent_releases.decode_release
+    monkeypatch.setattr(agent_releases, "decode_release", lambda data: judge(data) if data != b"odd" else [].pop())
+    site.store.offer([b"odd", site.release().encode()], site.crl())
+    assert site.store.current().manifest.version == 1
+    assert "the gateway: cannot be judged (IndexError)" in caplog.text
+
+
+@pytest.mark.parametrize("junk", ["folder", "dangling link", "link to itself", "pipe", "too long", "many"])
+def test_junk_in_the_folder_does_not_stop_the_sites_release(site, junk, caplog):
+    folder = site.folder / "releases"
+    site.offer(site.release(1))
+    assert site.store.current().manifest.version == 1
+    site.store = site.open_store()
+    site.offer()
+    path = folder / "a.json"
+    if junk == "folder":
+        path.mkdir()
+    elif "link" in junk:
+        path.symlink_to(path if junk == "link to itself" else folder / "nothing")
+    elif junk == "pipe":
+        os.mkfifo(path)
+    elif junk == "too long":
+        path.write_bytes(b"x" * (8 * 1024 * 1024 + 1))
+    else:
+        for number in range(65):
+            (folder / f"a{number}.json").write_bytes(b"{}")
+    assert site.store.current().manifest.version == 1  # from manifest.json
+    site.get_run()
+    assert admitted(site, site.get_fab())
+    assert ("the 1 oldest are not read" if junk == "many" else "skipped a release: a.json: ") in caplog.text
+    (folder / "release-2.json").write_bytes(site.release(2).encode())  # the newest file, behind all that
+    assert site.store.current().manifest.version == 2
+
+
+def test_floor_and_pins_are_their_owners_only(site):
+    site.offer(site.release())
+    site.store.current()
+    modes = {name: (site.folder / name).stat().st_mode & 0o777 for name in ("floor.json", "approver-keys.json", "crl-floor.json")}
+    assert set(modes.values()) == {0o600}, modes
+
+
+# --- The table of runs ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_table_of_runs_restarts_the_supernode_and_forgets_no_run_that_it_knows(site, monkeypatch):
+    """A server starts so many runs that the agent would forget the first; the SuperNode still knows its FAB, and the release has ended."""
+    monkeypatch.setattr(agent_guard, "MAX_RUNS", 3)
+    site.offer(site.release(days=1))
+    for run_id in (7, 8, 9):
+        assert site.may_go_on(run_id)
+        site.get_run(run_id)
+        assert admitted(site, site.get_fab(run_id))
+    assert site.may_go_on(7)
+    assert not site.may_go_on(10)
+    assert site.events()[-1]["event"] == "supernode-restart"
+    site.now += timedelta(days=2)
+    assert not site.may_go_on(7)
+    site.now -= timedelta(days=2)
+    site.guard.forget()  # what the restart does
+    assert site.may_go_on(10)
+    site.get_run(10)
+    assert admitted(site, site.get_fab(10))
+
+
+def test_a_run_that_comes_past_a_full_table_is_refused_and_pushes_none_out(site, monkeypatch):
+    monkeypatch.setattr(agent_guard, "MAX_RUNS", 1)
+    begun(site)
+    site.get_run(8)
+    refused(site, site.get_fab(8), "as many runs")
+    site.now += timedelta(days=31)
+    assert not site.may_go_on(7)
