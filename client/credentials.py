@@ -12,6 +12,7 @@ Source: design note IDENTITY; decision 0010, finding 11.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -123,24 +124,37 @@ def _revocations(client: DeployedClient, identity: Path, credentials: Credential
     )
 
 
-def check_cohort(cohort: KeptCohort, credentials: Credentials) -> None:
-    """Refuse a group of which a member was revoked since the list of clients came.
+def check_cohort(cohort: KeptCohort, credentials: Credentials, *, num_corrupt: int) -> None:
+    """Refuse a group of which more members were revoked than this client assumes to be corrupt.
+
+    A revoked member may be anybody's by now: it is one of the c that the protocol stands, and the gateway lets it take no part.
+
+    Args:
+        cohort: the group.
+        credentials: this client's.
+        num_corrupt: c of this client's own policy.
 
     Raises:
-        RevokedError: names the member.
+        RevokedError: names the members.
     """
+    serial_numbers = (int.from_bytes(number, "big") for number in cohort.serial_numbers)
+    _check_members(dict(zip((member.client_id for member in cohort.members), serial_numbers, strict=True)), credentials, num_corrupt)
+
+
+def _check_members(serial_numbers: Mapping[str, int], credentials: Credentials, num_corrupt: int) -> None:
     if credentials.revoked is None:
         return
-    for member, serial_number in zip(cohort.members, cohort.serial_numbers, strict=True):
-        _check_member(member.client_id, int.from_bytes(serial_number, "big"), credentials)
+    revoked = [name for name, number in serial_numbers.items() if number in credentials.revoked.serial_numbers]
+    if len(revoked) > num_corrupt:
+        raise RevokedError(
+            f"{', '.join(sorted(revoked))} of this client's group {'was' if len(revoked) == 1 else 'were'} revoked, and it assumes at most "
+            f"{num_corrupt} corrupt: the list of clients that the server goes by is out of date"
+        )
 
 
-def _check_member(name: str, serial_number: int, credentials: Credentials) -> None:
-    if credentials.revoked is not None and serial_number in credentials.revoked.serial_numbers:
-        raise RevokedError(f"{name} of this client's group was revoked: the list of clients that the server goes by is out of date")
-
-
-def accept_roster(offer: RosterOffer, credentials: Credentials, *, kept: KeptRoster | None, now: datetime, verify: Verify) -> KeptRoster:
+def accept_roster(
+    offer: RosterOffer, credentials: Credentials, *, kept: KeptRoster | None, now: datetime, verify: Verify, num_corrupt: int
+) -> KeptRoster:  # fmt: skip
     """Check an offered roster, and make of it what this client keeps.
 
     Args:
@@ -149,9 +163,11 @@ def accept_roster(offer: RosterOffer, credentials: Credentials, *, kept: KeptRos
         kept: what it went by before.
         now: aware.
         verify: checks signatures.
+        num_corrupt: c of this client's own policy.
 
     Raises:
-        VerificationError: not the CA's, out of its period, older than one seen before, not in the log, or a bad or revoked certificate.
+        VerificationError: not the CA's, out of its period, older than one seen before, not in the log, a bad certificate, or more revoked
+            ones than c.
         DecodeError: malformed.
     """
     verified = _verify(offer, credentials, now, kept.version if kept is not None else 0)
@@ -164,6 +180,8 @@ def accept_roster(offer: RosterOffer, credentials: Credentials, *, kept: KeptRos
     if number is None:
         raise CertificateError(f"{credentials.client_id} is not on the list of clients")
     members, serial_numbers = _verify_cohort(offer, roster, cohorts[number], credentials, now)
+    numbers = (int.from_bytes(serial_number, "big") for serial_number in serial_numbers)
+    _check_members(dict(zip(cohorts[number], numbers, strict=True)), credentials, num_corrupt)
     cohort = KeptCohort(
         cohort=number,
         num_cohorts=len(cohorts),
@@ -199,7 +217,7 @@ def _verify(offer: RosterOffer, credentials: Credentials, now: datetime, minimum
 def _verify_cohort(
     offer: RosterOffer, roster: Roster, names: tuple[str, ...], credentials: Credentials, now: datetime
 ) -> tuple[tuple[Member, ...], tuple[bytes, ...]]:  # fmt: skip
-    """The members of the cohort, each with a certificate that says what the list says and was not revoked; and the serial numbers of these."""
+    """The members of the cohort, each with a certificate that says what the list says; and the serial numbers of these."""
     by_id = roster.by_id
     if len(offer.certificates) != len(names):
         raise CertificateError(f"{len(offer.certificates)} certificates for a cohort of {len(names)}")
@@ -208,7 +226,6 @@ def _verify_cohort(
         peer = _verified(certificate, offer.intermediate, credentials.root_der, credentials.federation, Role.NODE, now)
         if (peer.name.name, peer.public_key) != (name, by_id[name].public_key):
             raise CertificateError(f"the certificate of {name} is not for the name and the key on the list")
-        _check_member(name, peer.serial_number, credentials)
         serial_numbers.append(peer.serial_number.to_bytes(SERIAL_BYTES, "big"))
     server = _verified(offer.server_certificate, offer.intermediate, credentials.root_der, credentials.federation, Role.SERVER, now)
     if server.public_key != roster.server_public_key:

@@ -174,10 +174,11 @@ def answer_roster(message: Message, context: Context) -> Message:
     call = Call.of(message, context)
     offer = RosterOffer.decode(call.body)
     now = datetime.now(UTC).replace(second=0, microsecond=0)  # to the minute: simulated clients then share what was verified
+    num_corrupt = policy_of(call.client, call.plan).num_corrupt
     with open_store(call.client, call.request) as store:
         kept = store.protocol.roster(call.credentials.federation)
         try:
-            accepted = accept_roster(offer, call.credentials, kept=kept, now=now, verify=call.verify)
+            accepted = accept_roster(offer, call.credentials, kept=kept, now=now, verify=call.verify, num_corrupt=num_corrupt)
         except LogProofError:
             if kept is None:
                 raise
@@ -194,7 +195,7 @@ def answer_advertise_keys(message: Message, context: Context) -> Message:
         if kept is None:
             raise PeerError("server", Phase.ADVERTISE_KEYS, "this client has no list of clients yet")
         cohort = KeptCohort.decode(kept.body)
-        check_cohort(cohort, call.credentials)
+        check_cohort(cohort, call.credentials, num_corrupt=policy_of(call.client, call.plan).num_corrupt)
         config = read_config(call.body, server_key=cohort.server_key, verify=call.verify)
         ctx = config.context()
         if (known := store.protocol.known_reply(ctx, Phase.ADVERTISE_KEYS, ctx)) is not None:

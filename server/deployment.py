@@ -8,7 +8,8 @@
     $FEDSEC_HOME/log/           the transparency log, one for all runs: clients follow it
 
 1. The clients are the members of the CA's list. Whoever was revoked is gone: not asked, and shown as gone with the reason. Clients take no part in a
-   group with a revoked member, so the run goes over to the CA's next list, without it, before the next round.
+   group with more revoked members than they assume corrupt ones, so the run goes over to the CA's next list, without it, before the next
+   round; a list with too few clients for the plan is left alone, and the run goes on by the old one while its tolerance lasts.
 2. A node is a client's if the gateway saw that client's certificate on it, the list has its key, and the revocation list lacks its number.
 3. A certificate, list or revocation list out of its period: the run does not begin, or ends after the round, and can be resumed. Fail closed.
 4. What a simulation reads off everybody's records comes from the plan here (batch sizes), or is the server's own (its test records).
@@ -31,6 +32,7 @@ from fedsec.identity.revocation import RevocationList, verify_crl
 from fedsec.identity.roster import SignedRoster, VerifiedRoster, verify_roster
 from fedsec.identity.verify import VerifiedPeer, verify_peer
 from fedsec.plan.model import Plan
+from fedsec.plan.secure import cohort_numbers
 from fedsec.runfolder import RunFolder
 from server.nodes import SeenNode, read_nodes
 from server.world import Federation, World
@@ -137,6 +139,11 @@ def _newer(plan: Plan, home: Path, attendance: DeployedAttendance, now: Now) -> 
         return None
     certificates = _read_certificates(home, identity, verified, now())  # they are written before the list
     check_number(plan, len(certificates), 0, begun=True)
+    if plan.secagg.enabled:
+        try:
+            cohort_numbers(plan.secagg, len(certificates))
+        except ConfigError:
+            return None  # too few for this plan: who is gone counts as one of the corrupt and the silent that it provides for
     attendance.roster = verified
     attendance.serial_numbers |= {name: peer.serial_number for name, (_, peer) in certificates.items()}
     return _federation(home, signed, verified, certificates, now)

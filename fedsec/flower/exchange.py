@@ -17,14 +17,15 @@ from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import Message
 from flwr.serverapp import Grid
+from google.protobuf.message import DecodeError as ProtobufError
 
 _logger = logging.getLogger(__name__)
 
 FIRST_POLL_S = 0.001
 LONGEST_POLL_S = 0.25
 BACK_OFF = 1.5
-_UNREADABLE = (AttributeError, AssertionError, KeyError, TypeError, ValueError)
-"""What Flower raises on a reply whose objects are of another kind than it expects."""
+_UNREADABLE = (AttributeError, AssertionError, LookupError, RecursionError, TypeError, ValueError, ProtobufError)
+"""What Flower raises on a reply whose objects are not what it expects."""
 
 
 class StopRequested(Exception):  # noqa: N818 - not an error: someone asked the run to stop
@@ -97,7 +98,7 @@ def _pull(grid: Grid, waiting: set[str]) -> tuple[list[Message], set[str]]:
         _logger.warning("a reply cannot be read; every message is asked for by itself", exc_info=True)
     arrived: list[Message] = []
     unreadable: set[str] = set()
-    for message_id in waiting:
+    for message_id in sorted(waiting):
         try:
             arrived += grid.pull_messages({message_id})
         except _UNREADABLE:

@@ -137,6 +137,8 @@ class FederationLoop:
     attendance: Attendance | None = None
     clients: dict[str, int] = field(default_factory=dict)
     muster: Muster | None = None
+    _stayed: dict[str, str] = field(default_factory=dict, init=False)
+    """Who was gone when no next list was to be had."""
 
     def run(self) -> bool:
         """All rounds that are left; True if they were all run, False if someone asked to stop.
@@ -208,7 +210,7 @@ class FederationLoop:
 
     def _follow_list(self, muster: Muster) -> None:
         """Where somebody on the list is gone, wait a little for the CA's next list and go over to it; without one the round goes on with the old."""
-        if self.secure is None or not self._lists(muster.gone()):
+        if self.secure is None or not self._lists(muster.gone()) or muster.gone() == self._stayed:
             return
         deadline = time.monotonic() + NEXT_LIST_S
         while self._lists(muster.gone()) and time.monotonic() < deadline:
@@ -218,6 +220,10 @@ class FederationLoop:
                 return
             if self.services.stop.wait(DEPLOYED_POLL_S):
                 raise StopRequested
+        self._stayed = muster.gone()
+        self.services.note(
+            "there is no next list of the CA's that this plan can go by: the run keeps its list, and who is gone counts as silent"
+        )
 
     def _lists(self, gone: Mapping[str, str]) -> bool:
         """Whether the list that the server goes by has somebody who is gone."""

@@ -129,6 +129,9 @@ class Muster:
         claims: dict[str, list[int]] = {}
         for reply in exchange(self.grid, messages, timeout_s=self.federation.round_timeout_s, stop=self.stop):
             node = reply.metadata.src_node_id
+            if node not in nodes and not reply.has_error():
+                self._fault(f"node {node} answered without being asked")
+                continue
             try:
                 claims.setdefault(self._name_of(reply, nodes.get(node)), []).append(node)
             except PeerError as error:

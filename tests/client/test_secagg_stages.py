@@ -496,8 +496,11 @@ def test_a_deployed_client_that_lost_its_memory_sends_what_it_stored_and_sits_th
     assert [entry.server_round for entry in read_ledger(tmp_path / "home")] == [1, 2]
 
 
-def test_a_revoked_member_of_the_group_stops_a_deployed_client(deployed, story, tmp_path):
-    """The server withholds the newer list of clients, in which client 2 is no more: its key was stolen, and it would stay "honest" for days."""
+def test_more_revoked_members_than_it_assumes_corrupt_stop_a_deployed_client(deployed, story, tmp_path):
+    """The server withholds the newer list of clients, in which 2 and 3 are no more: their keys were stolen, and they would stay "honest" for days.
+
+    One of them the protocol stands: c = 1, and a revoked member is a corrupt one.
+    """
     authority = CertificateAuthority.load(story.identities / "authority")
     shutil.copy(story.identities / "authority" / "intermediate.der", tmp_path / "identity")
     now = datetime.now(UTC)
@@ -512,12 +515,14 @@ def test_a_revoked_member_of_the_group_stops_a_deployed_client(deployed, story, 
     size = story.give_roster(0).log_size
     story.attempt().run(Phase.DONE)
     keep(2, "client-0002")
-    config = story.config(server_round=2)
-    with pytest.raises(RevokedError, match="client-0002 of this client's group was revoked"):
+    story.attempt(1, server_round=2).run(Phase.DONE)
+    keep(3, "client-0002", "client-0003")
+    config = story.config(server_round=3)
+    with pytest.raises(RevokedError, match="client-0002, client-0003 of this client's group were revoked, and it assumes at most 1"):
         story.join(0, config)
     with pytest.raises(RevokedError, match="client-0002"):
         story.give_roster(0, story.offer(since=size))
-    assert [entry.server_round for entry in read_ledger(tmp_path / "home")] == [1]
+    assert [entry.server_round for entry in read_ledger(tmp_path / "home")] == [1, 2]
     keep(3)
     story.attempt(server_round=3).run(Phase.DONE)
 

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
+from google.protobuf.message import DecodeError
 
 from fedsec.flower import compat
 from fedsec.flower.exchange import exchange
@@ -71,7 +72,16 @@ def test_a_second_reply_to_one_message_is_dropped():
     assert [reply.content["config"]["text"] for reply in gather(way, [11])] == ["first"]
 
 
-@pytest.mark.parametrize("fault", [AttributeError("'ConfigRecord' object has no attribute 'metadata'"), ValueError("x"), KeyError("x")])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        AttributeError("'ConfigRecord' object has no attribute 'metadata'"),
+        ValueError("x"),
+        KeyError("x"),
+        DecodeError("x"),
+        RecursionError(),
+    ],
+)
 def test_a_reply_that_cannot_be_read_is_silence_and_takes_no_other_with_it(fault):
     way = Way(lambda name, message: fault if name == "m1" else [reply_of(message)])
     assert [reply.metadata.src_node_id for reply in gather(way, [11, 12, 13], timeout_s=5)] == [11, 13]

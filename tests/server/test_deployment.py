@@ -166,7 +166,7 @@ def test_clients_may_give_their_own_batch_sizes_up_to_a_limit_that_the_plan_stat
 
 
 def test_after_a_revocation_the_run_goes_over_to_the_cas_next_list(made):
-    world = world_of(made)
+    world = world_of(made, load_plan(overrides=[*SETS, "secagg.enabled=false"]))
     assert world.newer() is None  # nothing changed
     made.revoke("client-0002", number=2)
     assert world.newer() is None  # revoked, and the CA's list still has it
@@ -179,8 +179,18 @@ def test_after_a_revocation_the_run_goes_over_to_the_cas_next_list(made):
     assert world.newer() is None  # once
 
 
-def test_a_next_list_that_is_being_written_is_waited_for_and_one_that_is_older_never_taken(made):
+def test_a_next_list_with_too_few_clients_for_the_plans_secure_aggregation_is_left_alone(made):
+    """Three with one corrupt cannot finish a round: the run keeps its list of four, of whom one is silent."""
     world = world_of(made)
+    made.revoke("client-0002", number=2)
+    made.list("client-0000", "client-0001", "client-0003")
+    assert world.newer() is None
+    assert list(world.attendance.gone()) == ["client-0002"]
+    assert sorted(world.attendance.admitted().values()) == ["client-0000", "client-0001", "client-0003"]
+
+
+def test_a_next_list_that_is_being_written_is_waited_for_and_one_that_is_older_never_taken(made):
+    world = world_of(made, load_plan(overrides=[*SETS, "secagg.enabled=false"]))
     made.revoke("client-0002", number=2)
     old = {name: (made.home / "federation" / name).read_bytes() for name in ("roster.json", "roster.signature")}
     made.list("client-0000", "client-0001", "client-0003")
