@@ -2,6 +2,7 @@
 
 1. Every file is verified against the pinned root before it counts; one that fails leaves the last good one in use, and is said.
 2. Numbers only grow: an older revocation list or list of clients than one seen is refused, across restarts too (``floors.json``).
+   A list counts before its number is written down, and what failed is tried again at the next look.
 3. Without a revocation list that is good now, no caller passes: fail closed, as an outage (503), for the mend is here and not there.
 4. A caller passes if its certificate is a node's of this federation, valid now, and not revoked: each call anew. What does not depend
    on the time is remembered for a certificate.
@@ -82,8 +83,10 @@ class Trust:
         self._home, self._federation, self._server_name = home, federation, server_name
         self._clock, self.on_fault = clock, on_fault
         self._marks: dict[str, object] = {}
+        self._faults: dict[str, object] = {}
         self._remembered: OrderedDict[bytes, VerifiedPeer] = OrderedDict()
         self.floors = _read_floors(home / "gateway" / "floors.json")
+        self._written = dict(self.floors)
         self.standing = Standing(self._load_identity(), None, b"", None, {})
         self.reload()
 
@@ -101,8 +104,13 @@ class Trust:
             try:
                 load()
             except FedsecError as error:
-                self.on_fault(what, error)
-            self._marks[what] = mark
+                fault = mark, type(error)
+                if self._faults.get(what) != fault:
+                    self._faults[what] = fault
+                    self.on_fault(what, error)
+            else:
+                self._marks[what] = mark  # only now: what failed for a full disk or a clock is tried again
+                self._faults.pop(what, None)
         return self.standing is not before
 
     def identity(self) -> Identity:
@@ -190,8 +198,8 @@ class Trust:
             now=self._clock(),
             minimum_number=self.floors["crl_number"],
         )
+        self._replace(crl=crl, crl_der=der)  # before the floor is written: a full disk must not keep a revocation from counting
         self._raise_floor("crl_number", crl.number)
-        self._replace(crl=crl, crl_der=der)
 
     def _reload_roster(self) -> None:
         identity, folder = self.standing.identity, self._home / "federation"
@@ -204,17 +212,19 @@ class Trust:
             now=self._clock(),
             minimum_version=self.floors["roster_version"],
         ).roster
-        self._raise_floor("roster_version", roster.version)
         self._replace(roster=roster, serial_numbers=_serial_numbers(folder / "certificates", roster))
+        self._raise_floor("roster_version", roster.version)
 
     def _replace(self, **changes: object) -> None:
-        self.standing = Standing(**{**vars(self.standing), **changes})
+        changed = Standing(**{**vars(self.standing), **changes})
+        if changed != self.standing:
+            self.standing = changed
 
     def _raise_floor(self, name: str, number: int) -> None:
-        if number > self.floors[name]:
-            self.floors[name] = number
-            if not self._read_only:
-                atomic_write_json(self._home / "gateway" / "floors.json", self.floors)
+        self.floors[name] = max(number, self.floors[name])
+        if self.floors != self._written and not self._read_only:
+            atomic_write_json(self._home / "gateway" / "floors.json", self.floors)
+            self._written = dict(self.floors)
 
 
 def _serial_numbers(folder: Path, roster: Roster) -> dict[str, int]:

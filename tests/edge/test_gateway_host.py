@@ -362,6 +362,40 @@ class TestTrust:
         assert self.trust(lab, faults=faults).standing.roster is None
         assert "was replaced" in faults[0][1]
 
+    def test_a_revocation_counts_though_the_disk_is_full_and_its_number_is_written_later(self, tmp_path, monkeypatch):
+        lab, faults = Lab(tmp_path), []
+        trust = self.trust(lab, faults=faults)
+        floors = lab.home / "gateway" / "floors.json"
+        serial_number = lab.nodes["node-a"].serial_number
+        lab.revoke("node-a")
+
+        def full(*_, **__):
+            raise StorageError("no space left")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("fedsec.edge.trust.atomic_write_json", full)
+            assert trust.reload()
+            assert trust.is_revoked(serial_number)
+            assert not trust.reload()  # tried again, and told once
+        assert [what for what, _ in faults] == ["revocation list"]
+        assert json.loads(floors.read_text())["crl_number"] < trust.floors["crl_number"]
+        assert not trust.reload()
+        assert json.loads(floors.read_text())["crl_number"] == trust.floors["crl_number"]
+
+    def test_a_list_that_could_not_be_read_once_is_read_at_the_next_look(self, tmp_path, monkeypatch):
+        lab, faults = Lab(tmp_path), []
+        trust = self.trust(lab, faults=faults)
+        lab.revoke("node-a")
+
+        def failing(*_, **__):
+            raise StorageError("too many open files")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("fedsec.edge.trust._read", failing)
+            assert not trust.reload()
+        assert trust.reload()
+        assert trust.is_revoked(lab.nodes["node-a"].serial_number)
+
     def test_damaged_floors_stop_the_start(self, tmp_path):
         lab = Lab(tmp_path)
         (lab.home / "gateway").mkdir()
