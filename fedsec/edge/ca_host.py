@@ -170,11 +170,12 @@ class CaHost:
 
         Raises:
             ConfigError: a lifetime out of range.
-            CertificateError: a name that cannot be.
+            CertificateError: a name that cannot be, or that reads like a serial number.
             StorageError: the register.
         """
         if not timedelta(seconds=1) <= lifetime <= MAX_LIFETIME:
             raise ConfigError(f"a token lives from a second to {MAX_LIFETIME}, not {lifetime}")
+        enrolment.check_new_name(name)
         token = Token(
             jti=secrets.token_bytes(ID_BYTES),
             federation=self.authority.federation,

@@ -11,16 +11,19 @@
    A certificate has one successor: asked again, the same one is the answer, so that nobody collects several by requests dated ahead.
    Administrators are not renewed: their 12 hours are what a stolen key is worth.
 5. Revocation is of a peer: a serial number or a name stands for its key, all of whose living certificates go on the list, and the name is
-   free again. Certificates of nodes and servers that ended in the last seven days go along: whoever checked one with a list of clients that
+   free again; tokens for it that were not used yet count no more. Certificates of nodes and servers that ended in the last seven days go along: whoever checked one with a list of clients that
    still counts must find it. After a compromise all go: what they approved was perhaps not theirs.
+6. A name that reads like a serial number (32 hex digits or more) is not given: whoever revokes by one must not hit another peer.
 
 Source: design note IDENTITY, "Certificates".
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from cryptography import x509
 
@@ -43,7 +46,11 @@ RENEWAL_LABEL = "fedsec/identity/v1/renewal"
 RENEWAL_WINDOW = timedelta(minutes=10)
 """How far the time in a request for renewal may be from the CA's."""
 
+_SERIAL_NUMBER: Final = re.compile(r"[0-9A-Fa-f]{32,}", re.ASCII)
+
 USED = "the token was used before"
+MAX_SERIAL_DIGITS = 40
+"""Of a serial number in hex: RFC 5280 allows 20 bytes."""
 MAX_RENEWALS_A_DAY = 100
 """For one name; more is a fault of its holder, and would fill the register."""
 
@@ -139,7 +146,7 @@ def enrol(authority: CertificateAuthority, register: Register, token_text: str, 
     with register.transaction():
         known, serial_number = register.token_use(token)
         if not known:
-            raise CertificateError("the token is not in the register: was the register put back from a copy?")
+            raise CertificateError("the token is not in the register: its name was revoked since, or the register was put back from a copy")
         if serial_number is None:
             record = _issue(authority, register, Binding(token.role, token.site, token.name, public_key), "token", now)
             register.use_token(token, record.serial_number)
@@ -153,6 +160,16 @@ def enrol(authority: CertificateAuthority, register: Register, token_text: str, 
     if before is None or before.revoked_at is not None:
         raise CertificateError(f"{USED}; ask for a new one")
     return before  # rule 2: the answer may have been lost
+
+
+def check_new_name(name: str) -> None:
+    """Refuse a name that reads like a serial number.
+
+    Raises:
+        CertificateError: it has 32 characters or more, all of them hex digits.
+    """
+    if _SERIAL_NUMBER.fullmatch(name):
+        raise CertificateError(f"{name[:40]!r} reads like a serial number, by which peers are revoked: take another name")
 
 
 def issue_offline(authority: CertificateAuthority, register: Register, binding: Binding, csr: bytes, *, now: datetime) -> Record:
@@ -171,6 +188,7 @@ def issue_offline(authority: CertificateAuthority, register: Register, binding: 
     """
     if read_csr(csr) != binding.public_key:
         raise CertificateError("the request is for another key")
+    check_new_name(binding.name)
     with register.transaction():
         return _issue(authority, register, binding, "offline", now)
 
@@ -271,6 +289,7 @@ def revoke(register: Register, target: str, reason: Reason, *, now: datetime) ->
         if not hit:  # nothing lives, but the key must not come back
             register.revoke(chosen.serial_number, reason, now=now)
         register.unbind(chosen.role, chosen.name)
+    register.void_tokens(chosen.role, chosen.name)
     return hit
 
 
@@ -278,19 +297,19 @@ def find_peer(register: Register, target: str) -> Record:
     """The newest certificate that a serial number, SPIFFE id or name stands for.
 
     Raises:
-        CertificateError: none, or a name that several roles have.
+        CertificateError: none, a name that several roles have, or a serial number that is a name too.
     """
-    try:
-        record = register.certificate(int(target, 16)) if len(target) >= 32 else None
-    except ValueError:
-        record = None
-    if record is not None:
-        return record
+    named = [record for role in Role for record in register.certificates_of(role, target)[:1]]
+    numbered = register.certificate(int(target, 16)) if _SERIAL_NUMBER.fullmatch(target) and len(target) <= MAX_SERIAL_DIGITS else None
+    if numbered is not None and named:  # a name of before rule 6
+        raise CertificateError(f"{target[:140]!r} is a serial number and a name: give the SPIFFE id")
+    if numbered is not None:
+        return numbered
     if target.startswith("spiffe://"):
         name = parse_uri(target)
         found = register.certificates_of(name.role, name.name)[:1]
     else:
-        found = [record for role in Role for record in register.certificates_of(role, target)[:1]]
+        found = named
     if len(found) != 1:
         several = "is the name of several peers: give the SPIFFE id" if found else "is no serial number or name in the register"
         raise CertificateError(f"{target[:140]!r} {several}")

@@ -160,6 +160,10 @@ class Register:
         if changed != 1:
             raise CertificateError("the token was used before; ask for a new one")
 
+    def void_tokens(self, role: Role, name: str) -> None:
+        """Forget the tokens of a name that were not used yet: none of them counts any more. Within a transaction."""
+        self._execute("DELETE FROM tokens WHERE role = ? AND name = ? AND serial_number IS NULL", (role.value, name))
+
     def add_alarm(self, token: Token, serial_number: int, *, now: datetime) -> None:
         """Remember that a used token was shown with another key; counted, one row a token. Within a transaction."""
         row = (token.jti, token.role.value, token.site, token.name, f"{serial_number:X}", _seconds(now), _seconds(now))

@@ -424,6 +424,11 @@ def test_any_bytes_are_a_frame_or_a_decode_error(data):
             decode(kind, data)
 
 
+def test_the_ca_hands_out_no_token_for_a_name_that_reads_like_a_serial_number(ca):
+    with pytest.raises(CertificateError, match="reads like a serial number"):
+        ca.token("f" * 32)
+
+
 def test_a_register_from_an_old_copy_is_refused(tmp_path):
     """Its tokens would count again, and its revocations would be forgotten: the log remembers more than it does."""
     host = CaHost.create(tmp_path / "ca", FEDERATION, CaSettings(), now=now())

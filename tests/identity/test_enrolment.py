@@ -19,6 +19,7 @@ from fedsec.identity.enrolment import (
     RENEWAL_WINDOW,
     RenewalRequest,
     TokenReusedError,
+    check_new_name,
     check_renewal,
     enrol,
     find_peer,
@@ -190,12 +191,11 @@ def test_a_key_has_one_name(desk):
 
 
 def test_a_refused_enrolment_does_not_spend_the_token(desk):
-    desk.enrol(Signer.generate())
-    token, signer = desk.token(), Signer.generate()
+    desk.enrol(holder := Signer.generate())
+    token = desk.token()
     with pytest.raises(CertificateError, match="belongs to another key"):
-        desk.enrol(signer, token)
-    desk.revoke("client-7")
-    desk.enrol(signer, token)
+        desk.enrol(Signer.generate(), token)
+    desk.enrol(holder, token)
 
 
 def test_a_revoked_name_is_free_for_a_new_key_and_the_old_key_never_comes_back(desk):
@@ -376,6 +376,71 @@ def test_a_peer_whose_certificates_all_ended_is_revoked_too(desk):
     desk.revoke("client-7", now=NOW + 5 * DAY)
     with pytest.raises(RevokedError):
         desk.enrol(signer, now=NOW + 5 * DAY)
+
+
+def test_a_client_with_nothing_living_is_revoked_and_its_key_stays_out(desk):
+    """Its certificate ended long before any list that counts: nothing goes on the list, but the key must not come back."""
+    signer = Signer.generate()
+    record = desk.enrol(signer)
+    late = NOW + 30 * DAY
+    assert desk.revoke("client-7", now=late) == []
+    assert desk.register.certificate(record.serial_number).revoked_at == late
+    for name in ("client-7", "client-8"):
+        with pytest.raises(RevokedError, match="make a new key"):
+            desk.enrol(signer, name=name, now=late)
+    assert desk.enrol(now=late).name == "client-7"
+
+
+def test_the_current_certificate_of_a_name_is_its_holders(desk):
+    """After a change of the intermediate's key nobody holds a name, though certificates that were not revoked go on."""
+    desk.enrol()
+    assert [record.name for record in desk.register.current(Role.NODE, now=NOW)] == ["client-7"]
+    with desk.register.transaction():
+        desk.register.unbind_all()
+    assert desk.register.current(Role.NODE, now=NOW) == []
+
+
+def test_a_revoked_peers_open_tokens_count_no_more(desk):
+    """Who was revoked, or whoever has his mail, holds a second token that was not spent yet."""
+    spent, kept = Signer.generate(), desk.token()
+    others = [desk.token(name="client-8"), desk.token(role=Role.SERVER)]
+    used = desk.token()
+    desk.enrol(spent, used)
+    desk.revoke("client-7")
+    with pytest.raises(CertificateError, match="its name was revoked since"):
+        desk.enrol(token=kept)
+    with pytest.raises(TokenReusedError):  # a used one is remembered: it still raises the alarm
+        desk.enrol(token=used)
+    assert [desk.enrol(token=token).role for token in others] == [Role.NODE, Role.SERVER]
+    assert desk.enrol().name == "client-7"
+
+
+def test_a_name_that_is_another_peers_serial_number_revokes_nobody_else(desk):
+    """A client of before the rule is called like the serial number of another one, which grew public with its certificate."""
+    victim = desk.enrol(name="victim")
+    number = f"{victim.serial_number:x}"
+    desk.enrol(name=number)
+    with pytest.raises(CertificateError, match="is a serial number and a name"):
+        desk.revoke(number)
+    assert [record.name for record in desk.revoke(f"spiffe://hearts.example/site/basel/node/{number}")] == [number]
+    assert [record.name for record in desk.revoke("victim")] == ["victim"]
+
+
+@pytest.mark.parametrize("name", ["a" * 32, "0" * 40, "deadbeef" * 8])
+def test_a_name_that_reads_like_a_serial_number_is_not_given(desk, name):
+    signer = Signer.generate()
+    with pytest.raises(CertificateError, match="reads like a serial number"):
+        issue_offline(AUTHORITY, desk.register, Binding(Role.NODE, "basel", name, signer.public_key), make_csr(signer), now=NOW)
+    for sound in (name[:31], f"{name[:40]}-x"):
+        check_new_name(sound)
+
+
+def test_only_the_one_spelling_of_a_serial_number_is_one(desk):
+    number = f"{desk.enrol().serial_number:X}"
+    assert find_peer(desk.register, number) == find_peer(desk.register, number.lower())
+    for target in (f"0x{number}", f" {number}", f"{number[:9]}_{number[9:]}", f"+{number}", number + "0", "F" * 5000):
+        with pytest.raises(CertificateError, match="no serial number or name"):
+            find_peer(desk.register, target)
 
 
 def test_an_unknown_or_ambiguous_target_is_refused(desk):
