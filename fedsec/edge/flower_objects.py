@@ -4,6 +4,7 @@ r"""Flower's objects as the gateway checks them: a reply is a tree of them, each
 2. A tree has at most 4096 places and is at most eight deep; an object has the same children wherever it stands, each once.
 3. The root of a reply is a ``Message`` and nothing else in it is one. Its body repeats the metadata, and the ServerApp goes by those:
    they must be the ones that the gateway looked at when the message was announced.
+4. The bodies of the other objects must be ones that Flower can read (``flower_records``).
 
 Source: flwr 1.41, ``supercore/inflatable`` and ``app/message/message.py``; decision 0015, findings 1 and 10.
 """
@@ -19,6 +20,7 @@ from google.protobuf.message import DecodeError as ProtobufError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from fedsec.edge import fleet_pb2
+from fedsec.edge.flower_records import check_record
 from fedsec.edge.refusal import Reason, Refused
 
 MAX_OBJECTS = 4096
@@ -125,6 +127,7 @@ def check_object(content: bytes | memoryview, children: tuple[str, ...], *, root
         raise Refused(Reason.MESSAGE, "the root of a tree is a Message, and nothing else in it is one")
     if root is not None:
         _check_root(bytes(content[head.body_at :]), len(children), root)
+    check_record(head.kind, memoryview(content)[head.body_at :], head.children)
     return head.kind
 
 

@@ -363,11 +363,12 @@ class LabReply:
                  "message_type": "train", "ttl": 600.0, "created_at": 1.5}  # fmt: skip
         objects = [flower_object("ArrayChunk", chunk) for chunk in self.chunks]
         chunks = [name for name, _ in objects]
-        objects.append(flower_object("Array", b"shape", chunks))
-        objects.append(flower_object("ArrayRecord", b"names", [objects[-1][0]]))
-        objects.append(flower_object("ConfigRecord", b"settings"))
+        array = {"dtype": "float32", "shape": [2], "stype": "numpy.ndarray", "arraychunk_ids": [*range(len(chunks))]}
+        objects.append(flower_object("Array", json.dumps(array).encode(), chunks))
+        objects.append(flower_object("ArrayRecord", json.dumps({"w": objects[-1][0]}).encode(), [objects[-1][0]]))
+        objects.append(flower_object("ConfigRecord", b"\x0a\x08\x0a\x02on\x12\x02\x20\x01"))  # {"on": True}
         records = [objects[-2][0], objects[-1][0]]
-        objects.append(flower_object("RecordDict", b"records", records))
+        objects.append(flower_object("RecordDict", json.dumps({"update": records[0], "about": records[1]}).encode(), records))
         metadata = fleet_pb2.Metadata(**{**facts, **self.inner})
         body = fleet_pb2.Message(metadata=metadata).SerializeToString()
         objects.append(flower_object("Message", body, [objects[-1][0]]))

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import random
 import sys
 import threading
@@ -94,8 +95,8 @@ class TestHonest:
             async with world.agent() as agent:
                 await world.asked(agent)
                 reply = LabReply(world.id())
-                shared = flower_object("ConfigRecord", b"same")
-                record = flower_object("RecordDict", b"r", [shared[0]])
+                shared = flower_object("ConfigRecord", b"")
+                record = flower_object("RecordDict", json.dumps({"a": shared[0], "b": shared[0]}).encode(), [shared[0]])
                 assert shared[0] not in reply.objects
                 reply.objects = dict([shared, record])
                 body = fleet_pb2.Message(metadata=reply.metadata)
@@ -283,10 +284,10 @@ class TestLies:
     @pytest.mark.parametrize(
         "root",
         [
-            ("ConfigRecord", b"settings", ()),
+            ("ConfigRecord", b"", ()),
             ("Message", b"\xff\xff", ()),
             ("Message", b"", ("0" * 64,)),
-            ("Array", b"", ()),
+            ("Array", b'{"dtype": "f", "shape": [], "stype": "s", "arraychunk_ids": []}', ()),
             ("Unknown", b"", ()),
         ],
     )
@@ -338,6 +339,29 @@ class TestLies:
                 name = lied.tree.children[0].children[0].object_id
                 with refused(CODE.PERMISSION_DENIED, "message"):
                     await lied.push_one(agent, told.session_id, name)
+                assert world.superlink.announced == []
+
+        play(tmp_path, story)
+
+    def test_a_record_that_flower_cannot_read_is_refused_with_its_reply(self, tmp_path):
+        """Well hashed, and garbled inside: Flower's grid raised, and the replies of all other nodes of that pull were lost."""
+
+        async def story(world):
+            async with world.agent() as agent:
+                await world.asked(agent)
+                reply = LabReply(world.id())
+                garbled = flower_object("ConfigRecord", b"\xff\xff\xff")
+                record = flower_object("RecordDict", json.dumps({"about": garbled[0]}).encode(), [garbled[0]])
+                body = fleet_pb2.Message(metadata=reply.metadata)
+                body.metadata.message_id = ""
+                root = flower_object("Message", body.SerializeToString(), [record[0]])
+                reply.objects = dict([garbled, record, root])
+                reply.metadata.message_id, reply.tree = root[0], tree_of(reply.objects, root[0])
+                told = await reply.announce(agent)
+                for name in (record[0], root[0]):
+                    assert await reply.push_one(agent, told.session_id, name)
+                with refused(CODE.PERMISSION_DENIED, "message"):
+                    await reply.push_one(agent, told.session_id, garbled[0])
                 assert world.superlink.announced == []
 
         play(tmp_path, story)
@@ -615,6 +639,154 @@ class TestObjects:
             for name, one in get_all_nested_objects(message).items():
                 kinds[name] = check_object(one.deflate(), tree[name], root=outer if name == message.object_id else None)
             assert kinds.keys() == tree.keys()
+
+
+ONE, TWO = "1" * 64, "2" * 64
+ARRAY = {"dtype": "float32", "shape": [2], "stype": "numpy.ndarray", "arraychunk_ids": [0, 1]}
+
+
+def garbled(kind, body, children=()):
+    return pytest.param(kind, body if isinstance(body, bytes) else json.dumps(body).encode(), children, id=f"{kind}-{str(body)[:40]}")
+
+
+def item(value, key=b"\x0a\x01k"):
+    content = key + b"\x12" + bytes([len(value)]) + value
+    return b"\x0a" + bytes([len(content)]) + content
+
+
+VALUES = {"i": -(1 << 63), "u": (1 << 64) - 1, "f": float("nan"), "b": True, "": "text", "é": "", "x": b"\xff" * 3, "e": [],
+          "is": [-1, 1 << 62], "us": [(1 << 64) - 1] * 9, "fs": [0.0, 1.5], "bs": [True, False], "ss": ["", "ü"], "xs": [b"", b"\0"]}  # fmt: skip
+
+
+class TestBodies:
+    @pytest.mark.parametrize(
+        ("kind", "body", "children"),
+        [
+            *(
+                garbled(kind, body, (ONE,))
+                for kind in ("RecordDict", "ArrayRecord")
+                for body in (
+                    b"",
+                    b"\xff",
+                    b"{",
+                    b"1" * 5000,
+                    b'{"a":' * 100_000,
+                    b"[" * 100_000,
+                    b'{"a": "' + b"x" * (1 << 20) + b'"}',
+                    [],
+                    {},
+                    {"a": 1},
+                    {"a": [ONE]},
+                    {"a": TWO},
+                    {"a": ONE, "b": TWO},
+                    {"\ud800": ONE},
+                )
+            ),
+            garbled("RecordDict", {"a": ONE}, (ONE, TWO)),  # fewer names than children
+            garbled("ArrayRecord", {f"{n}": ONE for n in range(5000)}, (ONE,)),
+            *(
+                garbled("Array", ARRAY | change, (ONE, TWO))
+                for change in (
+                    {"dtype": 1},
+                    {"stype": None},
+                    {"stype": "a\nb"},
+                    {"shape": "2"},
+                    {"shape": 2},
+                    {"shape": [-1]},
+                    {"shape": [True]},
+                    {"shape": [1] * 65},
+                    {"shape": [1 << 63]},
+                    {"arraychunk_ids": None},
+                    {"arraychunk_ids": [0]},
+                    {"arraychunk_ids": [0, 2]},
+                    {"arraychunk_ids": [0, -1]},
+                    {"arraychunk_ids": [False, True]},
+                    {"arraychunk_ids": [0, 1] + [1] * 17},
+                    {"more": 1},
+                )
+            ),
+            garbled("Array", {name: value for name, value in ARRAY.items() if name != "shape"}, (ONE, TWO)),
+            *(
+                garbled(kind, body)
+                for kind in ("ConfigRecord", "MetricRecord")
+                for body in (
+                    b"settings",
+                    b"\xff\xff",
+                    b"\x0a\x05",  # torn
+                    b"\x0a\x00",  # no key, no value
+                    item(b""),  # a value of no kind: Flower asks for the attribute None
+                    item(b"\x10\x02") * 2,  # a key twice
+                    item(b"\x10\x02\x10\x04"),  # two values
+                    item(b"\x10" + b"\x80" * 9),
+                    item(b"\x10" + b"\xff" * 10 + b"\x01"),
+                    item(b"\x10" + b"\xff" * 9 + b"\x02"),  # over 64 bits
+                    item(b"\x09" + bytes(7)),  # a double of seven bytes
+                    item(b"\x38\x01"),  # an unknown field
+                    item(b"\x10\x02", key=b"\x0a\x01\xff"),  # a key that is no text
+                    item(b"\xaa\x01\x05\x0a\x03abc"),  # a list of doubles
+                    item(b"\xb2\x01\x03\x0a\x01\x80"),  # a torn number in a list
+                    item(b"\xb2\x01\x0d\x0a\x0b" + b"\xff" * 10 + b"\x01"),
+                    b"\x12\x00",
+                    b"".join(item(b"\x10\x02", key=b"\x0a\x04%04x" % n) for n in range(4097)),
+                )
+            ),
+            garbled("ConfigRecord", item(b"\x20\x02")),
+            garbled("ConfigRecord", item(b"\x2a\x01\xff")),
+            garbled("ConfigRecord", item(b"\xca\x01\x03\x0a\x01\xff")),
+            garbled("ConfigRecord", item(b"\xc2\x01\x03\x0a\x01\x02")),
+            garbled("ConfigRecord", b"", (ONE,)),
+            garbled("MetricRecord", item(b"\x20\x01")),  # a truth is no metric
+            garbled("MetricRecord", item(b"\x2a\x01x")),
+        ],
+    )
+    def test_what_flower_could_not_read_is_refused(self, kind, body, children):
+        _, content = flower_object(kind, body, children)
+        with pytest.raises(Refused):
+            check_object(content, children, root=None)
+
+    def test_many_empty_texts_in_a_small_body_are_refused(self):
+        """Two bytes each, and each an object in the memory of whoever reads them."""
+        texts = b"\x0a\x00" * ((1 << 16) + 1)
+        value = b"\xca\x01" + varint(len(texts)) + texts
+        content = b"\x0a\x01k\x12" + varint(len(value)) + value
+        with pytest.raises(Refused):
+            check_object(flower_object("ConfigRecord", b"\x0a" + varint(len(content)) + content)[1], (), root=None)
+
+    def test_all_kinds_of_values_pass(self):
+        from flwr.app import ConfigRecord, MetricRecord
+
+        metrics = {name: value for name, value in VALUES.items() if name in {"i", "u", "f", "is", "us", "fs"}}
+        for record in (ConfigRecord(dict(VALUES)), MetricRecord(metrics), ConfigRecord(), MetricRecord()):
+            check_object(record.deflate(), (), root=None)
+
+    @given(st.data())
+    @settings(max_examples=300, deadline=None)
+    def test_a_record_that_passes_is_one_that_flower_reads(self, data):
+        """Honest bodies with a few bytes changed, left out and put in."""
+        from flwr.app import ConfigRecord, MetricRecord
+
+        kind = data.draw(st.sampled_from([ConfigRecord, MetricRecord]))
+        honest = kind({name: VALUES[name] for name in ("i", "u", "f", "is", "us", "fs")}).deflate()
+        if kind is ConfigRecord:
+            honest = data.draw(st.sampled_from([honest, ConfigRecord(dict(VALUES)).deflate()]))
+        body = bytearray(honest.split(b"\0", 1)[1])
+        for _ in range(data.draw(st.integers(0, 3))):
+            at = data.draw(st.integers(0, max(0, len(body) - 1)))
+            body[at : at + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=2))
+        _, content = flower_object(kind.__qualname__, bytes(body))
+        try:
+            check_object(content, (), root=None)
+        except Refused:
+            return
+        kind.inflate(content)
+
+
+def varint(value):
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes((*out, value))
 
 
 def _outer(message):
