@@ -4,17 +4,23 @@
    a certificate of the federation the aggregator could pass for this service, collect tokens and mint clients.
 2. Callers need no certificate: they show a token, or sign with the key of their certificate. Nothing is decided here; see
    ``identity.enrolment``.
-3. Requests are small, few at a time, and few a second from one address; refusals are fewer still.
+3. Requests are small, few at a time, and few a second from one address; refusals are fewer still. A call waits in a worker for its request,
+   so it may do so for a few seconds only, and one address may have few such calls: whoever sends headers and no body stops nobody else.
+   To stop all, he needs more addresses than there are workers for one each (``WORKERS / CALLS_OF_ONE``) and has to go on asking.
 4. Who shows no token of this CA learns only that it is not accepted. Whoever holds a genuine one is told what is wrong with it.
 5. One line of JSON is logged a decision; never a token. A used token that comes with another key is logged as an alarm, too.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from datetime import UTC, datetime
 from typing import NoReturn
@@ -49,8 +55,15 @@ from fedsec.identity.verify import claimed_name
 
 LOG = logging.getLogger("fedsec.enrolment")
 
-WORKERS = 8
-MAX_CALLS_AT_ONCE = 32
+WORKERS = 128
+"""Calls that may wait for their request or for each other; the register takes one at a time anyway."""
+AT_WORK = 8
+"""Of these, how many may work at once."""
+CALLS_OF_ONE = 16
+"""Calls of one address under way at once."""
+MAX_CALLS_AT_ONCE = 256
+REQUEST_WITHIN_S = 5.0
+"""How long a request may take to arrive."""
 CALLS = {"burst": 200.0, "per_s": 20.0}
 """Calls of one method from one address; a gateway asks for the revocation list every few seconds, and devices may share its address."""
 REFUSALS = {"burst": 20.0, "per_s": 0.1}
@@ -65,6 +78,10 @@ _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     ("grpc.max_send_message_length", MAX_REPLY_BYTES),
     ("grpc.max_connection_idle_ms", 60_000),
+    ("grpc.max_connection_age_ms", 120_000),
+    ("grpc.max_connection_age_grace_ms", 30_000),
+    ("grpc.max_concurrent_streams", CALLS_OF_ONE),
+    ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.so_reuseport", 0),
 ]
 
@@ -98,19 +115,27 @@ class EnrolmentService:
         self._clock = clock
         self._calls = RateLimit(**CALLS)
         self._refusals = RateLimit(**REFUSALS)
+        self._at_work = threading.BoundedSemaphore(AT_WORK)
+        self._lock = threading.Lock()
+        self._under_way: Counter[str] = Counter()
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The service's methods, for ``grpc.Server.add_generic_rpc_handlers``."""
         methods = {ENROL: self._enrol, RENEW: self._renew, BUNDLE: self._bundle, CRL: self._crl}
-        handlers = {name: grpc.unary_unary_rpc_method_handler(self._guarded(name, work)) for name, work in methods.items()}
+        handlers = {name: grpc.stream_unary_rpc_method_handler(self._guarded(name, work)) for name, work in methods.items()}
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
-    def _guarded(self, method: str, work: Callable[[bytes], tuple[bytes, str]]) -> Callable[[bytes, grpc.ServicerContext], bytes]:
-        def handle(request: bytes, context: grpc.ServicerContext) -> bytes:
+    def _guarded(self, method: str, work: Callable[[bytes], tuple[bytes, str]]) -> Callable[[Iterator[bytes], grpc.ServicerContext], bytes]:
+        """On the wire a unary call is a stream of one request; taken as a stream, its caller is known before the request is there."""
+
+        def handle(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
             address, now_s = address_of(context.peer()), time.monotonic()
             try:
                 self._admit(context, method, address, now_s)
-                answer, who = work(request)
+                with self._one_of_few(address):
+                    request = _one_request(requests, context)
+                    with self._at_work:
+                        answer, who = work(request)
             except TokenReusedError as error:
                 _log(method, address, ALARM, str(error))
                 refused = _refusal(error)
@@ -130,6 +155,21 @@ class EnrolmentService:
             _abort(context, refused)
 
         return handle
+
+    @contextlib.contextmanager
+    def _one_of_few(self, address: str) -> Iterator[None]:
+        """Count a call among those of its address."""
+        with self._lock:
+            if self._under_way[address] >= CALLS_OF_ONE:
+                raise _Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests at once from this address; wait a moment")
+            self._under_way[address] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way[address] -= 1
+                if not self._under_way[address]:
+                    del self._under_way[address]
 
     def _admit(self, context: grpc.ServicerContext, method: str, address: str, now_s: float) -> None:
         """Each method has buckets of its own: what a client makes a gateway ask must not keep it from the revocation list."""
@@ -164,6 +204,22 @@ class EnrolmentService:
     def _crl(self, data: bytes) -> tuple[bytes, str]:
         decode(Empty, data)
         return encode(CrlReply(self._host.crl(now=self._clock()))), ""
+
+
+def _one_request(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+    """The request of a call, which has exactly one and brings it in time."""
+    late = threading.Timer(REQUEST_WITHIN_S, context.cancel)
+    late.daemon = True
+    late.start()
+    try:
+        found = list(itertools.islice(requests, 2))
+    except grpc.RpcError:  # the call ended: by its caller, by the timer, with the connection
+        raise _Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "the request did not come") from None
+    finally:
+        late.cancel()
+    if len(found) != 1:
+        raise _Refused(grpc.StatusCode.INVALID_ARGUMENT, "not a request of this service")
+    return found[0]
 
 
 def _refusal(error: FedsecError) -> _Refused:

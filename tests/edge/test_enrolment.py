@@ -11,6 +11,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from concurrent import futures
 from datetime import UTC, datetime, timedelta
 
@@ -579,6 +580,55 @@ class TestLimits:
             with pytest.raises(EnrolmentUnavailable, match="too many requests"):
                 here.enrol("late")
             fetch_crl(channel)
+
+    @pytest.mark.parametrize("body", [None, encode(Empty())])
+    def test_half_open_calls_stop_nobody(self, tmp_path, monkeypatch, body):
+        """Headers and no end, from one address, as many as there were workers once and more; the list is there for others meanwhile."""
+        monkeypatch.setattr(enrolment_service, "REQUEST_WITHIN_S", 2.0)
+        monkeypatch.setattr(enrolment_service, "address_of", lambda peer: peer)  # each connection is an address of its own
+        with running(tmp_path) as here, contextlib.ExitStack() as stack:
+            closed = threading.Event()
+            stack.callback(closed.set)
+
+            def never():
+                if body is not None:
+                    yield body
+                closed.wait(30)
+
+            ended = []
+            for _ in range(2 * enrolment_service.CALLS_OF_ONE):
+                channel = stack.enter_context(here.channel())
+                call = channel.stream_unary(f"/{SERVICE}/Crl").future(never())
+                ended.append(call)
+                stack.callback(call.cancel)
+            began = time.monotonic()
+            with here.channel() as other:
+                fetch_crl(other)
+            assert time.monotonic() - began < 2
+            for call in ended:
+                assert call.exception(timeout=10).code() in {grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED}
+            assert time.monotonic() - began < 6
+
+    def test_half_open_calls_of_one_address_are_few_and_do_not_last(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(enrolment_service, "REQUEST_WITHIN_S", 2.0)
+        with running(tmp_path) as here, contextlib.ExitStack() as stack:
+            closed = threading.Event()
+            stack.callback(closed.set)
+            calls = []
+            for _ in range(enrolment_service.CALLS_OF_ONE + 3):  # a connection each: one of gRPC's waits with more than the server allows
+                channel = stack.enter_context(here.channel())
+                calls.append(channel.stream_unary(f"/{SERVICE}/Crl").future(iter(lambda: closed.wait(30), True)))
+            codes = [call.exception(timeout=10).code() for call in calls]
+            assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 3
+            here.enrol("after")
+            for _ in range(2 * enrolment_service.CALLS_OF_ONE):  # nobody is counted for good
+                here.raw("Crl", encode(Empty()))
+
+    def test_a_call_with_two_requests_is_none(self, tmp_path):
+        with running(tmp_path) as here, here.channel() as channel:
+            with pytest.raises(grpc.RpcError) as caught:
+                channel.stream_unary(f"/{SERVICE}/Crl")(iter([encode(Empty())] * 2), timeout=10)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
     def test_a_flood_is_stopped(self, tmp_path, monkeypatch):
         monkeypatch.setattr(enrolment_service, "CALLS", {"burst": 5.0, "per_s": 0.0})
