@@ -172,7 +172,7 @@ class EdgeService:
                 answer = await self._serve(forward, body, call)
                 del body
             finally:
-                self._state.limiter.release(forward.body_size)
+                self._state.limiter.release(call.peer.public_key, forward.body_size)
             call.facts |= {"status": answer.status, "answer_bytes": len(answer.body)}
             self._state.limiter.answer(call.peer.public_key, len(answer.body), self._state.monotonic())
             head = await _proven(session, forward, answer)
@@ -222,7 +222,7 @@ class EdgeService:
         else:
             try:
                 async with asyncio.timeout(settings.body_timeout_s + announced / settings.min_bytes_per_s):
-                    body, digest = await _collect(first.chunk, announced, context)
+                    body, digest = await _collect(first.chunk, announced, context, settings.body_timeout_s)
             except TimeoutError:
                 raise Refused(Reason.SLOW, f"the body of {announced} bytes did not come in time") from None
         if not hmac.compare_digest(digest, forward.body_sha256):
@@ -349,8 +349,11 @@ def _call_of(first: Any) -> Call:
     )
 
 
-async def _collect(head: bytes, announced: int, context: Any) -> tuple[bytearray, bytes]:
-    """A body that comes in pieces, and its SHA-256. Memory for it is taken once, hashing goes on while pieces come."""
+async def _collect(head: bytes, announced: int, context: Any, pause_s: float) -> tuple[bytearray, bytes]:
+    """A body that comes in pieces, none later than ``pause_s`` after the one before, and its SHA-256.
+
+    Memory for it is taken once, hashing goes on while pieces come.
+    """
     body, state, size = bytearray(announced), hashlib.sha256(), 0
     piece: bytes | memoryview = head
     while True:
@@ -361,7 +364,8 @@ async def _collect(head: bytes, announced: int, context: Any) -> tuple[bytearray
         state.update(piece)
         if size == announced:
             return body, state.digest()
-        message = await context.read()
+        async with asyncio.timeout(pause_s):
+            message = await context.read()
         if message is not grpc.aio.EOF:
             piece = message if isinstance(message, memoryview) else message.chunk
         if message is grpc.aio.EOF or not piece:

@@ -3,7 +3,8 @@
 1. Every client has buckets of its own: a flood uses up the flooder's and nobody else's.
 2. A body is paid for when it is announced, before a byte of it is taken; an answer when it is known, which may leave a debt that
    the next calls wait for.
-3. Beside that, the bodies held in memory for all clients together are bounded.
+3. Beside that, the bodies held in memory for all clients together are bounded, and one client has a quarter of that. Small bodies are
+   always let in: nobody's announcements keep the others' heartbeats out.
 
 Source: token bucket; ITU-T I.371.
 """
@@ -17,6 +18,12 @@ from fedsec.edge.refusal import Reason, Refused
 HELLOS_PER_S = 1.0
 HELLOS_BURST = 30
 """Hellos of one key, in the long run and at once."""
+
+
+SHARES = 4
+"""Into so many parts the bytes that are held at a time are divided: one client has at most one."""
+SMALL_BYTES = 64 * 1024
+"""A body up to this size is let in whatever is held; calls at a time bound them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +92,7 @@ class _Account:
     bytes: TokenBucket
     hellos: TokenBucket
     running: int = field(default=0)
+    held: int = field(default=0)
 
 
 class Limiter:
@@ -133,19 +141,28 @@ class Limiter:
         """A body of so many bytes is about to come; :meth:`release` must follow if this returns.
 
         Raises:
-            Refused: too many bytes a second from this client, or too many in memory.
+            Refused: too many bytes a second from this client, or too many in memory, its own or all together.
         """
         account = self._account(client, now)
-        if self.held_bytes + size > self.limits.inflight_bytes:
-            raise Refused(Reason.BUSY, "the gateway holds as many bytes as it may; try again in a few seconds")
+        if size > SMALL_BYTES:  # small ones always find room: heartbeats go on whatever the others announce
+            self._check_room(account, size)
         if not account.bytes.take(size, now):
             wait_s = account.bytes.wait_s(size, now)
             raise Refused(Reason.RATE, f"more than {self.limits.bytes_per_s:g} bytes a second; wait {wait_s:.1f} s")
         self.held_bytes += size
+        account.held += size
 
-    def release(self, size: int) -> None:
+    def _check_room(self, account: _Account, size: int) -> None:
+        limits = self.limits
+        if account.held > SMALL_BYTES and account.held + size > limits.inflight_bytes // SHARES:  # one large body may always come
+            raise Refused(Reason.BUSY, f"this client's bodies hold {account.held} bytes; wait for one to end")
+        if self.held_bytes + size > limits.inflight_bytes:
+            raise Refused(Reason.BUSY, "the gateway holds as many bytes as it may; try again in a few seconds")
+
+    def release(self, client: bytes, size: int) -> None:
         """A body that was held is gone."""
         self.held_bytes -= size
+        self._accounts[client].held -= size
 
     def answer(self, client: bytes, size: int, now: float) -> None:
         """An answer of so many bytes goes to the client: it counts, on credit if need be."""

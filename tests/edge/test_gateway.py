@@ -513,6 +513,35 @@ class TestLimits:
 
         play(tmp_path, story, toml="body_timeout_s = 0.5\n")
 
+    def test_announced_and_never_sent_ends_soon_and_keeps_nobody_out(self, tmp_path):
+        """A body of this size has over an hour to come; a pause in it has not."""
+
+        async def story(world):
+            async with world.agent() as agent, world.agent("node-b") as other:
+
+                async def silent():
+                    call, keys, _ = signed(agent, path=paths.PUSH_OBJECT, body_size=200 << 20)
+
+                    async def head():
+                        yield edge_pb2.ForwardRequest(**vars(call), proof=prove_call(keys, call), chunk=b"x")
+                        await asyncio.sleep(20)
+
+                    try:
+                        async for _ in agent.stub.forward(head(), timeout=20):
+                            pass
+                    except grpc.aio.AioRpcError as error:
+                        return error.details()
+
+                silence = [asyncio.create_task(silent()) for _ in range(4)]
+                await asyncio.sleep(0.3)
+                assert world.state.limiter.held_bytes == 200 << 20  # one of the four
+                assert (await other.heartbeat(world.id("node-b"))).status == 200
+                told = await asyncio.gather(*silence)
+                assert sorted(text.split(":")[0] for text in told) == ["busy", "busy", "busy", "slow"]
+                assert world.state.limiter.held_bytes == 0
+
+        play(tmp_path, story, toml="body_timeout_s = 1.0\n")
+
     def test_a_flood_hits_the_flooder_only(self, tmp_path):
         async def story(world):
             async with world.agent() as flooder, world.agent("node-b") as other:

@@ -18,7 +18,7 @@ from gateway_lab import push
 from fedsec.edge import edge_pb2, fleet_pb2, paths, signing
 from fedsec.edge.audit import AuditLog
 from fedsec.edge.fleet_calls import Node, check_body, check_headers, flower_public_key, public_key_header
-from fedsec.edge.limits import Limiter, Limits, TokenBucket
+from fedsec.edge.limits import SMALL_BYTES, Limiter, Limits, TokenBucket
 from fedsec.edge.longpoll import Holders, Pulled, Spool, decode_pulled, encode_pulled, poll_after_s
 from fedsec.edge.metrics import Metrics
 from fedsec.edge.refusal import STATUS, Reason, Refused
@@ -27,6 +27,7 @@ from fedsec.edge.sessions import MAX_SESSIONS_PER_KEY, WINDOW, ReplayWindow, Ses
 from fedsec.errors import SignatureError, StorageError
 from fedsec.signing import Signer
 
+MB = 1 << 20
 KEY = Signer.generate()
 KEYS = signing.SessionKeys(b"c" * 32, b"r" * 32)
 NODE = Node("node-a", KEY.public_key, 77)
@@ -113,15 +114,41 @@ class TestLimits:
         limiter.enter(b"other", 0.0)
 
     def test_calls_at_a_time_and_bytes_in_memory_are_bounded(self):
-        limiter = Limiter(Limits(concurrent_calls=1, inflight_bytes=100))
+        limiter = Limiter(Limits(concurrent_calls=1, inflight_bytes=10 * MB))
         limiter.enter(b"a", 0.0)
         with pytest.raises(Refused, match="busy"):
             limiter.enter(b"a", 0.0)
-        limiter.hold(b"a", 60, 0.0)
+        limiter.hold(b"a", 6 * MB, 0.0)
         with pytest.raises(Refused, match="busy"):
-            limiter.hold(b"b", 60, 0.0)
-        limiter.release(60)
-        limiter.hold(b"b", 60, 0.0)
+            limiter.hold(b"b", 6 * MB, 0.0)
+        limiter.release(b"a", 6 * MB)
+        limiter.hold(b"b", 6 * MB, 0.0)
+
+    def test_one_client_holds_a_quarter_and_small_bodies_always_pass(self):
+        """It announced as many bytes as the gateway holds, sent none, and nobody else could send anything for over an hour."""
+        limiter = Limiter(Limits(inflight_bytes=16 * MB))
+        for _ in range(4):
+            limiter.hold(b"a", MB, 0.0)
+        with pytest.raises(Refused, match="busy"):
+            limiter.hold(b"a", MB, 0.0)
+        for name in (b"b", b"c", b"d"):
+            limiter.hold(name, 4 * MB, 0.0)
+        with pytest.raises(Refused, match="busy"):
+            limiter.hold(b"e", MB, 0.0)
+        for name in (b"a", b"e"):
+            limiter.hold(name, SMALL_BYTES, 0.0)
+        with pytest.raises(Refused, match="busy"):
+            limiter.hold(b"a", SMALL_BYTES + 1, 0.0)
+        limiter.release(b"b", 4 * MB)
+        limiter.hold(b"e", MB, 0.0)
+
+    def test_one_body_larger_than_the_quarter_may_come_alone(self):
+        limiter = Limiter(Limits(inflight_bytes=16 * MB))
+        limiter.hold(b"a", 6 * MB, 0.0)
+        with pytest.raises(Refused, match="busy"):
+            limiter.hold(b"a", SMALL_BYTES + 1, 0.0)
+        limiter.release(b"a", 6 * MB)
+        limiter.hold(b"a", 6 * MB, 0.0)
 
     def test_idle_accounts_are_dropped_but_running_ones_stay(self):
         limiter = Limiter(Limits(calls_burst=1, calls_per_s=1))
