@@ -1,4 +1,4 @@
-"""The gateway and the CA's service: lists are fetched and verified before they are written, renewals are passed on.
+"""The gateway and the CA's service: lists are fetched and verified before they are written, sound renewals are passed on.
 
 1. The gateway holds no key of the CA. It asks the service that its settings pin by hash, and believes what verifies against its root.
 2. The revocation list is asked for every few seconds, the rest less often, or when the revocation list changed.
@@ -24,13 +24,39 @@ from fedsec.edge.refusal import Reason, Refused
 from fedsec.edge.server_settings import CaSettings
 from fedsec.errors import FedsecError, StorageError
 from fedsec.files import atomic_write_bytes
-from fedsec.identity.enrolment import RenewalRequest, make_renewal
+from fedsec.identity.enrolment import RenewalRequest, check_renewal, make_renewal
 from fedsec.identity.folder import Identity, replace_certificate
 from fedsec.identity.names import check_name
 from fedsec.identity.revocation import RevokedError, verify_crl
 from fedsec.identity.verify import VerifiedPeer
 
 TIMEOUT_S = 10.0
+
+
+def _renewal(certificate_der: bytes, request: edge_pb2.RenewRequest) -> RenewalRequest:
+    return RenewalRequest(certificate_der=certificate_der, csr=request.csr, time_ms=request.issued_for_ms, signature=request.signature)
+
+
+def check_request(certificate_der: bytes, peer: VerifiedPeer, request: edge_pb2.RenewRequest, identity: Identity, *, now: datetime) -> None:
+    """Refuse a request for renewal that the CA would refuse: all gateways' nodes share the CA's patience.
+
+    Args:
+        certificate_der: that the caller showed.
+        peer: what it says.
+        request: as it came.
+        identity: the gateway's, with the issuers.
+        now: aware.
+
+    Raises:
+        Refused: not signed by the caller's key, for another key, made too long ago, or of a wrong form.
+    """
+    if request.issued_for_ms >= 1 << 53 or len(request.signature) > 200 or len(request.csr) > 4096:
+        raise Refused(Reason.MALFORMED, "a request for renewal that is none")
+    chain = {"intermediate_der": identity.intermediate_der, "root_der": identity.root_der}
+    try:
+        check_renewal(_renewal(certificate_der, request), **chain, federation=identity.name.federation, now=now)
+    except FedsecError as error:
+        raise Refused(Reason.RENEWAL, f"{peer.name.name}: {error}") from None
 
 
 class NoAuthority:
@@ -60,13 +86,8 @@ class CaClient:
         Raises:
             Refused: the CA refuses, or does not answer.
         """
-        if request.issued_for_ms >= 1 << 53 or len(request.signature) > 200 or len(request.csr) > 4096:
-            raise Refused(Reason.MALFORMED, "a request for renewal that is none")
-        renewal = RenewalRequest(
-            certificate_der=certificate_der, csr=request.csr, time_ms=request.issued_for_ms, signature=request.signature
-        )
         try:
-            return await self.pass_on(renewal)
+            return await self.pass_on(_renewal(certificate_der, request))
         except RevokedError as error:
             raise Refused(Reason.REVOKED, str(error)) from None
         except EnrolmentUnavailable as error:

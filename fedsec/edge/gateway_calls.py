@@ -27,6 +27,7 @@ from typing import Any
 import grpc
 
 from fedsec.edge import edge_pb2, paths
+from fedsec.edge.authority import check_request
 from fedsec.edge.fleet_calls import Node, check_body, check_headers
 from fedsec.edge.gateway_state import GatewayState
 from fedsec.edge.pulling import Forwarded, pull_messages
@@ -141,9 +142,12 @@ class EdgeService:
         call.facts["version"] = version
 
     async def renew(self, request: edge_pb2.RenewRequest, context: Any) -> edge_pb2.RenewReply:
-        """Hand a request for a renewed certificate to the CA, which checks it."""
+        """Hand a sound request for a renewed certificate to the CA, which checks it once more; a few an hour for each key."""
         async with self._call("renew", context) as call:
-            certificate, intermediate = await self._state.authority.renew(peer_certificate(context), call.peer, request)
+            shown, state = peer_certificate(context), self._state
+            check_request(shown, call.peer, request, state.trust.identity(), now=state.clock())
+            state.limiter.renewal(call.peer.public_key, state.monotonic())
+            certificate, intermediate = await state.authority.renew(shown, call.peer, request)
             return edge_pb2.RenewReply(certificate=certificate, intermediate=intermediate)
 
     async def bundle(self, request: edge_pb2.BundleRequest, context: Any) -> edge_pb2.BundleReply:

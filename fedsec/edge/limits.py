@@ -20,6 +20,9 @@ HELLOS_BURST = 30
 """Hellos of one key, in the long run and at once."""
 
 
+RENEWALS_PER_HOUR = 6
+RENEWALS_BURST = 6
+"""Renewals of one key: it needs one in days."""
 SHARES = 4
 """Into so many parts the bytes that are held at a time are divided: one client has at most one."""
 SMALL_BYTES = 64 * 1024
@@ -91,6 +94,7 @@ class _Account:
     calls: TokenBucket
     bytes: TokenBucket
     hellos: TokenBucket
+    renewals: TokenBucket
     running: int = field(default=0)
     held: int = field(default=0)
 
@@ -132,6 +136,17 @@ class Limiter:
         """
         if not self._account(client, now).hellos.take(1, now):
             raise Refused(Reason.RATE, "too many Hellos of this key; do two agents use the same identity?")
+
+    def renewal(self, client: bytes, now: float) -> None:
+        """A sound request for renewal is about to go to the CA, which answers all nodes of this gateway from one account.
+
+        Raises:
+            Refused: too many of them.
+        """
+        account = self._account(client, now)
+        if not account.renewals.take(1, now):
+            wait_s = account.renewals.wait_s(1, now)
+            raise Refused(Reason.RATE, f"more than {RENEWALS_PER_HOUR} renewals an hour; wait {wait_s:.0f} s")
 
     def leave(self, client: bytes) -> None:
         """A call that was let in ended."""
@@ -181,5 +196,7 @@ class Limiter:
                 TokenBucket(limits.calls_per_s, limits.calls_burst, now),
                 TokenBucket(limits.bytes_per_s, limits.bytes_burst, now),
             )
-            account = self._accounts[client] = _Account(calls, amount, TokenBucket(HELLOS_PER_S, HELLOS_BURST, now))
+            hellos = TokenBucket(HELLOS_PER_S, HELLOS_BURST, now)
+            renewals = TokenBucket(RENEWALS_PER_HOUR / 3600, RENEWALS_BURST, now)
+            account = self._accounts[client] = _Account(calls, amount, hellos, renewals)
         return account

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import astuple
 from datetime import timedelta
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from fedsec.edge.ca_settings import CaSettings
 from fedsec.edge.enrolment_client import enrol
 from fedsec.edge.enrolment_service import make_server
 from fedsec.edge.gateway import Gateway
+from fedsec.edge.limits import RENEWALS_BURST
 from fedsec.edge.server_settings import load_server_settings
 from fedsec.errors import CertificateError, FedsecError
 from fedsec.identity.enrolment import make_renewal
@@ -174,7 +176,12 @@ def test_a_node_renews_through_the_gateway_and_loses_nothing(world):
 
 def test_hostile_renewals_are_refused_and_stop_no_node(world):
     async def story():
-        async with world.running(), world.agent("node-a") as agent:
+        async with world.running() as (gateway, _), world.agent("node-a") as agent:
+
+            async def never(_renewal):
+                raise AssertionError("the CA was asked")
+
+            gateway.state.authority.pass_on = never
             mine, theirs = world.nodes["node-a"], world.nodes["node-b"]
             time_ms = int(now().timestamp() * 1000)
             good = make_renewal(mine.signer, mine.identity.certificate_der, time_ms=time_ms)
@@ -185,6 +192,7 @@ def test_hostile_renewals_are_refused_and_stop_no_node(world):
                 (good.csr, time_ms + 1, good.signature),
                 (good.csr, time_ms, bytes(64)),
                 (b"", time_ms, good.signature),
+                astuple(make_renewal(mine.signer, mine.identity.certificate_der, time_ms=time_ms - 3_600_000))[1:],  # a recorded one
             ):
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await agent.stub.renew(edge_pb2.RenewRequest(csr=csr, issued_for_ms=at, signature=signature))
@@ -195,6 +203,35 @@ def test_hostile_renewals_are_refused_and_stop_no_node(world):
             ):
                 with refused(CODE.INVALID_ARGUMENT, "malformed"):
                     await agent.stub.renew(request)
+
+    asyncio.run(story())
+
+
+def test_a_flood_of_renewals_reaches_the_ca_a_few_times_and_stops_no_other_node(world):
+    """The CA answers a gateway's nodes from one account, which one node could use up, and the revocation list with it."""
+
+    async def story():
+        async with world.running() as (gateway, _), world.agent("node-a") as flooder, world.agent("node-b") as other:
+
+            def ask(agent):
+                party = agent.party
+                asked = make_renewal(party.signer, party.identity.certificate_der, time_ms=int(now().timestamp() * 1000))
+                return agent.stub.renew(edge_pb2.RenewRequest(csr=asked.csr, issued_for_ms=asked.time_ms, signature=asked.signature))
+
+            asked, pass_on = [], gateway.state.authority.pass_on
+
+            async def counted(renewal):
+                asked.append(renewal)
+                return await pass_on(renewal)
+
+            gateway.state.authority.pass_on = counted
+            for _ in range(RENEWALS_BURST):
+                await ask(flooder)
+            for _ in range(10):
+                with refused(CODE.RESOURCE_EXHAUSTED, "rate"):
+                    await ask(flooder)
+            assert len(asked) == RENEWALS_BURST
+            assert (await ask(other)).certificate
 
     asyncio.run(story())
 
