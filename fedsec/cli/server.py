@@ -41,6 +41,7 @@ def init(
     from fedsec.edge.superlink import prepare_superlink
     from fedsec.errors import ConfigError, StorageError
     from fedsec.files import atomic_write_text
+    from fedsec.identity.folder import keep_private
 
     folder = server_home(home)
     path = folder / SETTINGS_FILE
@@ -53,6 +54,7 @@ def init(
     try:
         for part in (folder, folder / "federation", folder / "gateway", folder / "releases", folder / "runs"):
             part.mkdir(mode=0o700, parents=True, exist_ok=True)
+        keep_private(folder)
     except OSError as error:
         raise StorageError(f"cannot make {folder}: {error.strerror or error}") from error
     prepare_superlink(settings, now=datetime.now(UTC))
@@ -143,9 +145,10 @@ def up(home: Path | None = HOME, passphrase_file: Path | None = PASSPHRASE) -> N
 
     from fedsec.edge.server_settings import load_server_settings, server_home
     from fedsec.edge.superlink import run_server
-    from fedsec.identity.folder import load_identity, use_passphrase_file
+    from fedsec.identity.folder import keep_private, load_identity, use_passphrase_file
 
     settings = load_server_settings(server_home(home))
+    keep_private(settings.home)
     use_passphrase_file(passphrase_file)  # the gateway and the ServerApp find its path in their environment
     load_identity(settings.home / "identity")  # says at once that there is none
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")

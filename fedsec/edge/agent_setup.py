@@ -29,7 +29,7 @@ from fedsec.edge.enrolment_client import EnrolmentUnavailable, ca_channel, enrol
 from fedsec.errors import ConfigError, FedsecError, StorageError
 from fedsec.files import atomic_write_text, exclusive_lock
 from fedsec.identity.crl_file import CRL_FILE, FLOOR_FILE, CrlFile
-from fedsec.identity.folder import Identity, load_identity, replace_certificate
+from fedsec.identity.folder import Identity, keep_private, load_identity, replace_certificate
 from fedsec.identity.names import Role
 from fedsec.identity.tokens import Token, read_token
 from fedsec.policy import ClientPolicy
@@ -81,6 +81,7 @@ def write_home(home: Path, site: Site, *, client_id: str) -> list[str]:
     ClientPolicy(epsilon_cap=site.epsilon_cap, delta=site.delta)
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        keep_private(home)
         for name in ("releases", "store", "logs"):
             (home / name).mkdir(mode=0o700, exist_ok=True)
     except OSError as error:

@@ -41,7 +41,7 @@ from fedsec.errors import ConfigError, StorageError
 from fedsec.files import atomic_write_bytes, exclusive_lock, fsync_folder
 from fedsec.identity import enrolment
 from fedsec.identity.ca import CertificateAuthority
-from fedsec.identity.folder import load_key
+from fedsec.identity.folder import keep_private, load_key
 from fedsec.identity.issuing import current_roster, is_signed_by, latest_crl, latest_roster
 from fedsec.identity.names import Role
 from fedsec.identity.register import Register
@@ -127,11 +127,12 @@ class CaHost:
             root_key: the root's key, where it is kept elsewhere and is needed.
 
         Raises:
-            StorageError: something is missing, damaged, or does not belong together.
+            StorageError: something is missing, damaged, or does not belong together; or others may enter the folder and it is not ours.
             ConfigError: ``ca.toml``.
         """
         if not (folder / "root.der").exists():
             raise StorageError(f"there is no CA in {folder}; make one with `fedsec ca init`, or name it with --ca")
+        keep_private(folder)
         finish_rekey(folder)
         authority = CertificateAuthority.load(folder, passphrase=passphrase, root_key=root_key)
         host = cls(folder, authority, load_ca_settings(folder), load_key(folder / LOG_KEY, passphrase=passphrase))

@@ -14,10 +14,13 @@
 4. Loading checks the chain, but not the time: an expired identity loads, so that its holder can say so and renew it.
 5. The passphrase of an encrypted key comes from a file that ``FEDSEC_PASSPHRASE_FILE`` names, where none is given: processes hand each other
    the file's path, never its content.
+6. The home folder around it (of a CA, a server, a client) is its owner's only: one that others may enter is made 0700, or refused if it
+   is not ours.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
@@ -33,6 +36,8 @@ from fedsec.files import atomic_write_bytes, fsync_folder
 from fedsec.identity.names import PeerName
 from fedsec.identity.verify import claimed_name, verify_peer
 from fedsec.signing import Signer
+
+_logger = logging.getLogger(__name__)
 
 KEY, CERTIFICATE, INTERMEDIATE, ROOT = "key.pem", "certificate.der", "intermediate.der", "root.der"
 MAX_FILE_BYTES = 64 * 1024
@@ -274,6 +279,27 @@ def read_secret(path: Path) -> bytes:
             return handle.read(MAX_FILE_BYTES)
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def keep_private(folder: Path) -> None:
+    """Let nobody but its owner enter a home folder that was there before us: it is made 0700, and the log says so.
+
+    Args:
+        folder: of a CA, a server or a client; exists.
+
+    Raises:
+        StorageError: it is another user's or a shared one (sticky), or the file system refused.
+    """
+    try:
+        status = folder.stat()
+        if not status.st_mode & 0o077:
+            return
+        if status.st_uid != os.getuid() or status.st_mode & stat.S_ISVTX:
+            raise StorageError(f"others may enter {folder}, and it is not this user's own; take a folder of your own with mode 0700")
+        folder.chmod(0o700)
+    except OSError as error:
+        raise StorageError(f"others may enter {folder}: {error.strerror or error}; take a folder of your own with mode 0700") from error
+    _logger.warning("others could enter %s (mode %o); it is 0700 now", folder, stat.S_IMODE(status.st_mode))
 
 
 def _is_credential(path: Path, status: os.stat_result) -> bool:

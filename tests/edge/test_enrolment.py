@@ -425,6 +425,14 @@ def test_any_bytes_are_a_frame_or_a_decode_error(data):
             decode(kind, data)
 
 
+def test_a_cas_folder_that_others_may_enter_is_closed(tmp_path, caplog):
+    CaHost.create(tmp_path / "ca", FEDERATION, CaSettings(), now=now())
+    (tmp_path / "ca").chmod(0o755)
+    CaHost.open(tmp_path / "ca")
+    assert (tmp_path / "ca").stat().st_mode & 0o777 == 0o700
+    assert "others could enter" in caplog.text
+
+
 def test_the_ca_hands_out_no_token_for_a_name_that_reads_like_a_serial_number(ca):
     with pytest.raises(CertificateError, match="reads like a serial number"):
         ca.token("f" * 32)
