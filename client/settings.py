@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsec.errors import ConfigError
+from fedsec.identity.crl_file import DEPLOYED_VARIABLE
 from fedsec.plan.model import Plan
 from fedsec.policy import ClientPolicy
 from fedsec.sim.identities import client_name
@@ -64,8 +65,8 @@ class DeployedClient:
         identity: folder with key.pem, certificate.der and root.der: with it only requests that the server signed are acted on, and secure
             aggregation works.
         server: name of the one server whose signature counts; None: any server of the federation.
-        crl: the revocation list that the agent keeps, without which nothing is then done; None: ``crl.der`` beside ``identity``, if there
-            is one.
+        crl: the revocation list that the agent keeps, without which nothing is then done. An agent's client must name it; elsewhere None is
+            ``crl.der`` beside ``identity``, if there is one.
     """
 
     client_id: str
@@ -147,6 +148,13 @@ def _check_paths(raw: Mapping[str, Any], file: str) -> None:
         raise ConfigError("home, identity and crl must be absolute: elsewhere a new ledger would begin, with the whole budget", file=file)
     if "crl" in raw and "identity" not in raw:
         raise ConfigError("a revocation list without an identity: there is no root to check it by", field="crl", file=file)
+    if os.environ.get(DEPLOYED_VARIABLE) == "1" and not {"identity", "crl"} <= raw.keys():
+        raise ConfigError(
+            "a client of an agent names its identity and its revocation list",
+            field="crl",
+            file=file,
+            mend="put identity = …/identity and crl = …/crl.der of the client's home into it, as 'fedsec client init' does",
+        )
 
 
 def policy_of(client: SimulatedClient | DeployedClient, plan: Plan) -> ClientPolicy:

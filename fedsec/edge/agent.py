@@ -46,7 +46,7 @@ from fedsec.edge.audit import AuditLog
 from fedsec.edge.loopback import HOST, make_loopback
 from fedsec.errors import ConfigError, FedsecError, StorageError
 from fedsec.files import exclusive_lock
-from fedsec.identity.folder import Identity, load_identity, use_passphrase_file
+from fedsec.identity.folder import Identity, keep_private, load_identity, use_passphrase_file
 from fedsec.identity.names import Role
 
 _logger = logging.getLogger(__name__)
@@ -264,6 +264,7 @@ def load_agent(home: Path) -> tuple[AgentSettings, Identity]:
     identity = load_identity(settings.identity)
     if identity.name.role is not Role.NODE:
         raise ConfigError(f"the identity in {settings.identity} is a {identity.name.role.value}'s, not a node's", mend="enrol this client")
+    keep_private(home)
     _check_client_settings(settings, identity)
     for folder in (settings.releases, settings.logs):
         try:
@@ -274,7 +275,7 @@ def load_agent(home: Path) -> tuple[AgentSettings, Identity]:
 
 
 def _check_client_settings(settings: AgentSettings, identity: Identity) -> None:
-    """The ClientApp goes by the same identity; without one it would believe any request."""
+    """The ClientApp goes by the same identity and the same revocation list; without them it would believe any request, or a revoked peer."""
     path = settings.client_settings
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -286,7 +287,7 @@ def _check_client_settings(settings: AgentSettings, identity: Identity) -> None:
         raise ConfigError(
             f"must be {settings.identity}", field="identity", file=str(path), mend="the ClientApp goes by this node's identity"
         )
-    if raw.get("crl", str(settings.crl_file)) != str(settings.crl_file):
+    if raw.get("crl") != str(settings.crl_file):
         raise ConfigError(
             f"must be {settings.crl_file}", field="crl", file=str(path), mend="the ClientApp goes by the list that this agent keeps"
         )

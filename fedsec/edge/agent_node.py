@@ -32,6 +32,7 @@ from fedsec.edge.supernode import (
     write_commands,
     write_runtime,
 )
+from fedsec.identity.crl_file import DEPLOYED_VARIABLE
 
 READY_POLL_S = 0.1
 LOOK_EVERY_S = 1.0
@@ -64,7 +65,7 @@ class NodeProcesses:
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         write_commands(loopback)
-        environment = flower_environment(os.environ, loopback, task_poll_s=settings.task_poll_s)
+        environment = flower_environment(os.environ, loopback, task_poll_s=settings.task_poll_s) | {DEPLOYED_VARIABLE: "1"}
 
         def child(name: str, command: Callable[[], Sequence[str]]) -> Child:
             log = settings.logs / f"{name}.log"

@@ -25,6 +25,8 @@ from fedsec.identity.revocation import MAX_CRL_BYTES, MAX_NUMBER, RevocationList
 
 CRL_FILE, FLOOR_FILE = "crl.der", "crl-floor.json"
 """Usual names, beside an identity's folder."""
+DEPLOYED_VARIABLE = "FEDSEC_AGENT"
+"""Environment variable by which an agent's processes know that they are its: 1. Their client goes by a revocation list in any case."""
 
 _DIGEST_BYTES = 32
 

@@ -74,6 +74,19 @@ def test_unsound_settings_are_refused(tmp_path, old, new):
         read_settings(path)
 
 
+@pytest.mark.parametrize("words", ["", 'identity = "/srv/identity"\n'])
+def test_a_client_of_an_agent_without_a_revocation_list_obeys_nobody(tmp_path, monkeypatch, words):
+    """Without ``crl`` a revoked server was heard, as long as no list lay beside the identity."""
+    path = tmp_path / "settings.toml"
+    path.write_text(words + GOOD)
+    assert read_settings(path).crl is None
+    monkeypatch.setenv("FEDSEC_AGENT", "1")
+    with pytest.raises(ConfigError, match="revocation list"):
+        read_settings(path)
+    path.write_text('identity = "/srv/identity"\ncrl = "/srv/crl.der"\n' + GOOD)
+    assert str(read_settings(path).crl) == "/srv/crl.der"
+
+
 def test_a_missing_settings_file_is_refused_by_name(tmp_path):
     with pytest.raises(ConfigError, match="absent"):
         read_settings(tmp_path / "absent.toml")

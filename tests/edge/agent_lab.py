@@ -98,6 +98,7 @@ def client_home_of(lab, name, folder, *, approvers=("ada",), approvals=1, port=N
         "home": str(folder / "store"),
         "source": "mydata:load",
         "identity": str(folder / "identity"),
+        "crl": str(folder / "crl.der"),
         "policy": {"epsilon_cap": 8.0, "delta": 1e-5},
     }
     (folder / "settings.toml").write_text(tomli_w.dumps(settings))

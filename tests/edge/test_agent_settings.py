@@ -1,14 +1,23 @@
 """``agent.toml``: what is read, what is refused and how the refusal names the mend."""
 
+import tomllib
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import tomli_w
 
+from fedsec.edge import agent_node
+from fedsec.edge.agent import load_agent
 from fedsec.edge.agent_settings import client_home, load_agent_settings, read_agent_settings
 from fedsec.edge.agent_setup import Site, write_home
 from fedsec.edge.enrolment_client import token_text
+from fedsec.edge.loopback import make_loopback
 from fedsec.errors import ConfigError, StorageError
+from fedsec.identity.ca import CertificateAuthority
+from fedsec.identity.folder import create_identity, keep_private
+from fedsec.identity.names import Role
 from fedsec.signing import Signer
 
 KEY = Signer.generate().public_key.hex()
@@ -128,3 +137,76 @@ def test_a_token_comes_from_one_place(tmp_path):
             token_text(given, path, lambda: "")
     with pytest.raises(StorageError):
         token_text(None, tmp_path / "none", lambda: "")
+
+
+# --- What an agent starts with --------------------------------------------------------------------------------------------------------------
+
+
+def enrolled(home, role=Role.NODE, name="client-7"):
+    """A client's home with an identity of a real CA."""
+    now, signer = datetime.now(UTC), Signer.generate()
+    authority = CertificateAuthority.create("hearts.example", now=now)
+    issued = authority.issue(role, "basel" if role is Role.NODE else None, name, signer.public_key, now=now)
+    write_home(home, SITE, client_id="client-7")
+    create_identity(home / "identity", signer, issued.certificate_der, authority.intermediate_der, authority.root_der)
+    return home
+
+
+def change(home, **changes):
+    raw = tomllib.loads((home / "settings.toml").read_text())
+    raw = {key: value for key, value in {**raw, **changes}.items() if value is not None}
+    (home / "settings.toml").write_text(tomli_w.dumps(raw))
+
+
+def test_an_agent_starts_with_what_was_set_up(tmp_path):
+    settings, identity = load_agent(enrolled(tmp_path / "home"))
+    assert (settings.home, identity.name.name) == (tmp_path / "home", "client-7")
+
+
+@pytest.mark.parametrize("role", [Role.SERVER, Role.ADMIN])
+def test_an_agent_is_a_node_and_nobody_else(tmp_path, role):
+    with pytest.raises(ConfigError, match=f"is a {role.value}'s, not a node's"):
+        load_agent(enrolled(tmp_path / "home", role))
+
+
+@pytest.mark.parametrize("key", ["client_id", "identity", "crl"])
+@pytest.mark.parametrize("value", [None, "/elsewhere"])
+def test_an_agent_starts_no_client_that_goes_by_something_else_than_its_own(tmp_path, key, value):
+    """Without its identity the client would believe any request; without the list, a revoked server."""
+    home = enrolled(tmp_path / "home")
+    change(home, **{key: value})
+    with pytest.raises(ConfigError, match=key):
+        load_agent(home)
+
+
+def test_an_agents_processes_know_that_they_are_its(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(agent_node, "Child", lambda *_, environment, **__: seen.append(environment))
+    loopback = make_loopback(tmp_path / "loopback", now=datetime.now(UTC))
+    settings = load_agent(enrolled(tmp_path / "home"))[0]
+    agent_node.NodeProcesses(settings, loopback, None, None, agent_port=1, node_id=lambda: 1)
+    assert [environment["FEDSEC_AGENT"] for environment in seen] == ["1"] * 3
+
+
+# --- Whose the home is ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("begin", [lambda home: write_home(home, SITE, client_id="client-7"), load_agent])
+def test_a_home_that_others_may_enter_is_closed(tmp_path, begin, caplog):
+    home = enrolled(tmp_path / "home")
+    home.chmod(0o755)
+    begin(home)
+    assert home.stat().st_mode & 0o777 == 0o700
+    assert "others could enter" in caplog.text
+
+
+def test_a_shared_folder_is_no_home_and_stays_as_it_is(tmp_path):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    for begin in (keep_private, lambda home: write_home(home, SITE, client_id="client-7")):
+        with pytest.raises(StorageError, match="others may enter"):
+            begin(shared)
+    assert shared.stat().st_mode & 0o7777 == 0o1777
+    with pytest.raises(StorageError):
+        keep_private(tmp_path / "absent")
