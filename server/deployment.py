@@ -17,6 +17,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,7 +36,7 @@ from fedsec.identity.verify import VerifiedPeer, verify_peer
 from fedsec.plan.model import Plan
 from fedsec.plan.secure import cohort_numbers
 from fedsec.runfolder import RunFolder
-from server.nodes import SeenNode, read_nodes
+from server.nodes import SeenNode, read_floor, read_nodes
 from server.world import Federation, World
 
 IDENTITY = "identity"
@@ -266,14 +268,22 @@ def _read_certificates(home: Path, identity: Identity, verified: VerifiedRoster,
 
 
 def _read_revocations(home: Path, identity: Identity, now: datetime, least: int) -> RevocationList:
-    return verify_crl(
-        _read(home / FEDERATION / "crl.der"),
+    """Not older than the gateway's, which this process may not have seen, and not another list of the same number."""
+    floor = read_floor(home / NODES.with_name("floors.json"))  # first: the gateway writes the list before its number
+    der = _read(home / FEDERATION / "crl.der")
+    found = verify_crl(
+        der,
         intermediate_der=identity.intermediate_der,
         root_der=identity.root_der,
         federation=identity.name.federation,
         now=now,
-        minimum_number=least,
+        minimum_number=max(least, floor.number),
     )
+    if floor.sha256 and found.number == floor.number and not hmac.compare_digest(hashlib.sha256(der).hexdigest(), floor.sha256):
+        raise CertificateError(
+            f"revocation list: number {found.number} was another list before; the CA must issue one with a higher number"
+        )
+    return found
 
 
 def _current(folder: Path) -> ServerIdentity:

@@ -53,6 +53,37 @@ def read_nodes(path: Path) -> dict[int, SeenNode]:
     return nodes
 
 
+@dataclass(frozen=True)
+class Floor:
+    """Of the newest revocation list that the gateway went by.
+
+    Attributes:
+        number: 0 before the first.
+        sha256: in hex; empty if the gateway wrote none.
+    """
+
+    number: int
+    sha256: str
+
+
+def read_floor(path: Path) -> Floor:
+    """What the gateway wrote down in ``floors.json``; number 0 if it has not written yet.
+
+    Raises:
+        StorageError: damaged.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+        floor = Floor(value["crl_number"], value.get("crl_sha256", ""))
+        if type(floor.number) is not int or not isinstance(floor.sha256, str):
+            raise ValueError("of another form")
+    except FileNotFoundError:
+        return Floor(0, "")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise StorageError(f"{path} is damaged ({error}); the gateway says the mend") from None
+    return floor
+
+
 def _read(entry: Any) -> SeenNode:
     seen = SeenNode(str(entry["client_id"]), bytes.fromhex(entry["public_key"]), int(entry["serial_number"], 16))
     if len(seen.public_key) != PUBLIC_KEY_BYTES or seen.serial_number < 1 or not isinstance(entry["client_id"], str):

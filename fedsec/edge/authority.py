@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -122,7 +123,13 @@ class CaClient:
             self._channel.close()
 
 
-def store_crl(folder: Path, der: bytes, identity: Identity, *, now: datetime, minimum_number: int) -> bool:
+def _any_twin(_number: int, _der: bytes) -> None:
+    """Nothing is known of earlier lists."""
+
+
+def store_crl(
+    folder: Path, der: bytes, identity: Identity, *, now: datetime, minimum_number: int, check: Callable[[int, bytes], None] = _any_twin
+) -> bool:
     """Write a revocation list down if it verifies and is not the one that is there.
 
     Args:
@@ -131,6 +138,7 @@ def store_crl(folder: Path, der: bytes, identity: Identity, *, now: datetime, mi
         identity: with the issuers.
         now: aware.
         minimum_number: the highest number seen so far.
+        check: told number and content; raises if the number belongs to another list (``Trust.check_twin``).
 
     Returns:
         Whether it was written.
@@ -144,13 +152,21 @@ def store_crl(folder: Path, der: bytes, identity: Identity, *, now: datetime, mi
         if path.read_bytes() == der:
             return False
     chain = {"intermediate_der": identity.intermediate_der, "root_der": identity.root_der}
-    verify_crl(der, **chain, federation=identity.name.federation, now=now, minimum_number=minimum_number)
+    crl = verify_crl(der, **chain, federation=identity.name.federation, now=now, minimum_number=minimum_number)
+    check(crl.number, der)
     atomic_write_bytes(path, der)
     return True
 
 
 def store_bundle(
-    folder: Path, bundle: Bundle, identity: Identity, *, now: datetime, minimum_version: int, minimum_number: int
+    folder: Path,
+    bundle: Bundle,
+    identity: Identity,
+    *,
+    now: datetime,
+    minimum_version: int,
+    minimum_number: int,
+    check: Callable[[int, bytes], None] = _any_twin,
 ) -> VerifiedBundle:
     """Write what the CA says down if all of it verifies: certificates first, the list of clients last.
 
@@ -161,6 +177,7 @@ def store_bundle(
         now: aware.
         minimum_version: the highest version of the list seen so far.
         minimum_number: the highest number of the revocation list seen so far.
+        check: as of :func:`store_crl`.
 
     Raises:
         VerificationError, DecodeError: something does not verify; nothing was written.
@@ -174,6 +191,7 @@ def store_bundle(
         minimum_version=minimum_version,
         minimum_number=minimum_number,
     )
+    check(found.crl.number, bundle.crl)
     certificates = folder / "certificates"
     try:
         certificates.mkdir(mode=0o755, exist_ok=True)

@@ -145,7 +145,14 @@ class Caretaker:
         state, client = self._state, self._state.authority
         assert isinstance(client, CaClient)
         folder, floors = state.home / "federation", state.trust.floors
-        changed = store_crl(folder, await client.crl(), state.trust.identity(), now=state.clock(), minimum_number=floors["crl_number"])
+        changed = store_crl(
+            folder,
+            await client.crl(),
+            state.trust.identity(),
+            now=state.clock(),
+            minimum_number=floors["crl_number"],
+            check=state.trust.check_twin,
+        )
         if changed or state.monotonic() >= self._bundle_at:
             store_bundle(
                 folder,
@@ -154,6 +161,7 @@ class Caretaker:
                 now=state.clock(),
                 minimum_version=floors["roster_version"],
                 minimum_number=floors["crl_number"],
+                check=state.trust.check_twin,
             )
             self._bundle_at = state.monotonic() + BUNDLE_S
         if state.trust.reload():

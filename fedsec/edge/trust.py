@@ -1,7 +1,8 @@
 """Whom the gateway believes: its identity, the revocation list and the list of clients, read from files and read again when they change.
 
 1. Every file is verified against the pinned root before it counts; one that fails leaves the last good one in use, and is said.
-2. Numbers only grow: an older revocation list or list of clients than one seen is refused, across restarts too (``floors.json``).
+2. Numbers only grow: an older revocation list or list of clients than one seen is refused, across restarts too (``floors.json``), and
+   so is another revocation list of the same number: the ServerApp reads the same file.
    A list counts before its number is written down, and what failed is tried again at the next look.
 3. Without a revocation list that is good now, no caller passes: fail closed, as an outage (503), for the mend is here and not there.
 4. A caller passes if its certificate is a node's of this federation, valid now, and not revoked: each call anew. What does not depend
@@ -13,8 +14,11 @@ Files below the server's home: ``identity/``, ``federation/{crl.der,roster.json,
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +34,7 @@ from fedsec.identity.revocation import MAX_CRL_BYTES, RevocationList, RevokedErr
 from fedsec.identity.roster import Roster, SignedRoster, verify_roster
 from fedsec.identity.verify import VerifiedPeer, check_issuers, claimed_serial_number, verify_peer
 
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _REMEMBERED = 4096
 _MAX_ROSTER_BYTES = 16 * 1024 * 1024
 _MAX_CERTIFICATE_BYTES = 64 * 1024
@@ -85,8 +90,8 @@ class Trust:
         self._marks: dict[str, object] = {}
         self._faults: dict[str, object] = {}
         self._remembered: OrderedDict[bytes, VerifiedPeer] = OrderedDict()
-        self.floors = _read_floors(home / "gateway" / "floors.json")
-        self._written = dict(self.floors)
+        self.floors, self.crl_sha256 = _read_floors(home / "gateway" / "floors.json")
+        self._written: dict[str, int | str] = {**self.floors, "crl_sha256": self.crl_sha256}
         self.standing = Standing(self._load_identity(), None, b"", None, {})
         self.reload()
 
@@ -198,7 +203,9 @@ class Trust:
             now=self._clock(),
             minimum_number=self.floors["crl_number"],
         )
+        self.check_twin(crl.number, der)
         self._replace(crl=crl, crl_der=der)  # before the floor is written: a full disk must not keep a revocation from counting
+        self.crl_sha256 = hashlib.sha256(der).hexdigest()
         self._raise_floor("crl_number", crl.number)
 
     def _reload_roster(self) -> None:
@@ -222,9 +229,20 @@ class Trust:
 
     def _raise_floor(self, name: str, number: int) -> None:
         self.floors[name] = max(number, self.floors[name])
-        if self.floors != self._written and not self._read_only:
-            atomic_write_json(self._home / "gateway" / "floors.json", self.floors)
-            self._written = dict(self.floors)
+        content: dict[str, int | str] = {**self.floors, "crl_sha256": self.crl_sha256}
+        if content != self._written and not self._read_only:
+            atomic_write_json(self._home / "gateway" / "floors.json", content)
+            self._written = content
+
+    def check_twin(self, number: int, crl_der: bytes) -> None:
+        """Refuse a revocation list that has the number of the one in use and another content.
+
+        Raises:
+            CertificateError: says the mend.
+        """
+        known = self.crl_sha256
+        if known and number == self.floors["crl_number"] and not hmac.compare_digest(hashlib.sha256(crl_der).hexdigest(), known):
+            raise CertificateError(f"revocation list: number {number} was another list before; the CA must issue one with a higher number")
 
 
 def _serial_numbers(folder: Path, roster: Roster) -> dict[str, int]:
@@ -259,14 +277,17 @@ def _read(path: Path, limit: int) -> bytes:
     return data
 
 
-def _read_floors(path: Path) -> dict[str, int]:
+def _read_floors(path: Path) -> tuple[dict[str, int], str]:
     floors = {"crl_number": 0, "roster_version": 0}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return floors
+        return floors, ""
     except (OSError, ValueError) as error:
         raise StorageError(f"cannot read {path}: {error}; remove it to accept whatever list comes next") from error
-    if not isinstance(found, dict) or found.keys() != floors.keys() or not all(type(value) is int for value in found.values()):
+    digest = found.pop("crl_sha256", "") if isinstance(found, dict) else None  # an earlier version wrote none
+    if not isinstance(digest, str) or (digest and not _SHA256.fullmatch(digest)):
         raise StorageError(f"{path} is damaged; remove it to accept whatever list comes next")
-    return found
+    if found.keys() != floors.keys() or not all(type(value) is int for value in found.values()):
+        raise StorageError(f"{path} is damaged; remove it to accept whatever list comes next")
+    return found, digest

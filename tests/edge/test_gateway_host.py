@@ -23,12 +23,14 @@ from gateway_lab import FakeSuperLink, Lab, LabAgent, now, refused, until
 
 from fedsec.cli.server import app as server_app
 from fedsec.edge import superlink
+from fedsec.edge.authority import store_crl
 from fedsec.edge.loopback_tls import ensure_loopback_tls
 from fedsec.edge.registration import Registry, members_of, read_nodes
 from fedsec.edge.releases import MAX_TOTAL_BYTES, Releases
 from fedsec.edge.server_settings import TEMPLATE, load_server_settings, parse_server_settings, server_home, write_ca_settings
 from fedsec.edge.trust import Trust
 from fedsec.errors import CertificateError, ConfigError, StorageError
+from fedsec.identity.revocation import make_crl
 
 GOOD = {"server": {"federation": "hearts.example"}}
 
@@ -396,6 +398,38 @@ class TestTrust:
         assert trust.reload()
         assert trust.is_revoked(lab.nodes["node-a"].serial_number)
 
+    @pytest.mark.parametrize("restarted", [False, True])
+    def test_another_revocation_list_of_the_same_number_brings_nobody_back(self, tmp_path, restarted):
+        """The CA was restored from a backup, or says one thing to some and another to others."""
+        lab, faults = Lab(tmp_path), []
+        self.trust(lab)
+        lab.revoke("node-a")
+        trust = self.trust(lab, faults=faults)
+        file, serial_number = lab.home / "federation" / "crl.der", lab.nodes["node-a"].serial_number
+        good, twin = file.read_bytes(), make_crl(lab.authority, [], number=lab.crl_number, now=now(), lifetime=timedelta(hours=24))
+        with pytest.raises(CertificateError, match="another list"):
+            store_crl(file.parent, twin, trust.identity(), now=now(), minimum_number=lab.crl_number, check=trust.check_twin)
+        assert file.read_bytes() == good
+        file.write_bytes(twin)
+        if restarted:
+            trust = self.trust(lab, faults=faults)
+            assert trust.standing.crl is None
+        else:
+            assert not trust.reload()
+            assert trust.is_revoked(serial_number)
+        assert "another list" in faults[0][1]
+        lab.write_crl()
+        assert trust.reload()
+        assert trust.is_revoked(serial_number)
+
+    def test_floors_of_an_earlier_version_are_gone_by(self, tmp_path):
+        lab = Lab(tmp_path)
+        (lab.home / "gateway").mkdir()
+        floors = lab.home / "gateway" / "floors.json"
+        floors.write_text('{"crl_number": 1, "roster_version": 1}')
+        assert self.trust(lab).standing.crl is not None
+        assert len(json.loads(floors.read_text())["crl_sha256"]) == 64
+
     def test_damaged_floors_stop_the_start(self, tmp_path):
         lab = Lab(tmp_path)
         (lab.home / "gateway").mkdir()
@@ -405,6 +439,9 @@ class TestTrust:
             '{"crl_number": 1}',
             '{"crl_number": true, "roster_version": 1}',
             '{"crl_number": "1", "roster_version": 1}',
+            '{"crl_number": 1, "roster_version": 1, "crl_sha256": 1}',
+            '{"crl_number": 1, "roster_version": 1, "crl_sha256": "x"}',
+            '{"crl_number": 1, "roster_version": 1, "more": 1}',
         ):
             (lab.home / "gateway" / "floors.json").write_text(content)
             with pytest.raises(StorageError):

@@ -1,5 +1,6 @@
 """The server's home of a deployment: who counts as a client, who is gone, and what makes a run refuse to begin."""
 
+import hashlib
 import json
 from datetime import timedelta
 
@@ -9,7 +10,7 @@ from experiments.live_federation.stock import StockFederation
 from fedsec.errors import CertificateError, ConfigError, FedsecError, StorageError
 from fedsec.plan.load import load_plan
 from fedsec.runfolder import new_run_folder
-from server.deployment import check_deployable, check_home, deployed_weight_limit, deployed_world
+from server.deployment import DeployedAttendance, check_deployable, check_home, deployed_weight_limit, deployed_world
 from server.nodes import read_nodes
 from server.setup import DEPLOYMENT, engine_of, read_setup
 
@@ -55,6 +56,29 @@ def test_an_older_revocation_list_does_not_bring_a_client_back(made):
     made.revoke(number=4)
     with pytest.raises(CertificateError):
         world.attendance.admitted()
+
+
+def test_a_list_that_the_gateway_went_beyond_or_knows_with_another_content_brings_nobody_back(made):
+    """Also when this process is new and has seen neither: the gateway's ``floors.json`` says it."""
+    crl, floors = made.home / "federation" / "crl.der", made.home / "gateway" / "floors.json"
+    world = world_of(made)
+    made.revoke("client-0002", number=5)
+    known = {"crl_number": 5, "roster_version": 1, "crl_sha256": hashlib.sha256(crl.read_bytes()).hexdigest()}
+    floors.write_text(json.dumps(known))
+    assert list(world.attendance.gone()) == ["client-0002"]
+    made.revoke(number=5)
+    for attendance in (world.attendance, DeployedAttendance(**{**vars(world.attendance), "newest": 0})):
+        with pytest.raises(CertificateError, match="another list"):
+            attendance.admitted()
+    made.revoke(number=4)
+    with pytest.raises(CertificateError):
+        DeployedAttendance(**{**vars(world.attendance), "newest": 0}).admitted()
+    floors.write_text(json.dumps({"crl_number": 4, "roster_version": 1}))  # of an earlier version
+    assert len(DeployedAttendance(**{**vars(world.attendance), "newest": 0}).admitted()) == 4
+    for text in ("", "[]", "{}", '{"crl_number": "4"}', '{"crl_number": true}', '{"crl_number": 4, "crl_sha256": 4}'):
+        floors.write_text(text)
+        with pytest.raises(StorageError, match="damaged"):
+            world.attendance.admitted()
 
 
 def test_without_a_revocation_list_or_with_one_that_ended_nobody_is_admitted(made):
