@@ -523,7 +523,7 @@ def test_more_revoked_members_than_it_assumes_corrupt_stop_a_deployed_client(dep
     with pytest.raises(RevokedError, match="client-0002"):
         story.give_roster(0, story.offer(since=size))
     assert [entry.server_round for entry in read_ledger(tmp_path / "home")] == [1, 2]
-    keep(3)
+    keep(4)
     story.attempt(server_round=3).run(Phase.DONE)
 
 
