@@ -4,6 +4,7 @@ The certificates are real ones of a real CA, the FABs real zips, the installed p
 """
 
 import hashlib
+import importlib.util
 import io
 import itertools
 import os
@@ -18,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsec.admission import installed
 from fedsec.admission.decision import (
     Approver,
     Floor,
@@ -520,6 +522,36 @@ def test_a_stolen_key_cannot_approve_in_the_past_for_the_future():
     long = signed(not_before=NOW - timedelta(days=60), not_after=NOW + timedelta(days=30))
     march = Admin("ben", issued_at=NOW - timedelta(days=2))
     refused("longer|long before|1 approvals", march.approve(ADA.approve(long), now=march.issued_at - timedelta(days=90)))
+
+
+def test_an_approval_from_more_than_90_days_before_the_manifests_end_does_not_count():
+    """Twelve hours before a manifest of 90 days is early enough for its beginning, but its end is then more than 90 days away."""
+    longest = {"not_before": NOW - timedelta(hours=1), "not_after": NOW - timedelta(hours=1) + MAX_PERIOD}
+    early = Admin("ben", issued_at=NOW - timedelta(hours=10))
+    late = early.approve(signed(ADA, **longest), now=NOW - timedelta(hours=1))
+    assert verified(late).approvers == ("ada", "ben")
+    refused("an approval from long before", early.approve(signed(ADA, **longest), now=NOW - timedelta(hours=1, seconds=1)))
+
+
+def test_a_manifest_whose_installed_files_could_be_taken_for_one_another_is_none():
+    for path in ("fedsec/Policy.py", "fedsec/policy.py/x.py"):
+        with pytest.raises(AdmissionError, match=r"the runtime has"):
+            signed(runtime=entries_of({**TREE, path: b""}))
+
+
+def test_a_package_that_would_come_from_elsewhere_is_refused(tmp_path, monkeypatch):
+    """Another ``client`` stands before the installed one in the path: it is what would run, and nothing of it is in the release."""
+    (tmp_path / "client").mkdir()
+    (tmp_path / "client" / "__init__.py").write_bytes(b"")
+    find = installed.find_spec
+
+    def found(name):
+        return importlib.util.spec_from_file_location(name, tmp_path / "client" / "__init__.py") if name == "client" else find(name)
+
+    assert set(installed_packages()) == set(RUNTIME_PACKAGES)
+    monkeypatch.setattr(installed, "find_spec", found)
+    with pytest.raises(AdmissionError, match="not from beside fedsec"):
+        installed_packages()
 
 
 def test_an_approval_stands_for_one_certificate():

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+from typer.testing import CliRunner
 
+from fedsec.cli.main import app
 from fedsec.edge import agent_node
 from fedsec.edge.agent import load_agent
 from fedsec.edge.agent_settings import client_home, load_agent_settings, read_agent_settings
@@ -198,6 +200,17 @@ def test_a_home_that_others_may_enter_is_closed(tmp_path, begin, caplog):
     begin(home)
     assert home.stat().st_mode & 0o777 == 0o700
     assert "others could enter" in caplog.text
+
+
+def test_a_servers_folder_that_others_may_enter_is_closed(tmp_path):
+    home = tmp_path / "server"
+    home.mkdir()
+    home.chmod(0o755)
+    done = CliRunner().invoke(app, ["server", "init", "--federation", "hearts.example", "--home", str(home)])
+    assert (done.exit_code, home.stat().st_mode & 0o777) == (0, 0o700)
+    home.chmod(0o750)
+    CliRunner().invoke(app, ["server", "up", "--home", str(home)])  # there is no identity yet, so it starts nothing
+    assert home.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_shared_folder_is_no_home_and_stays_as_it_is(tmp_path):

@@ -17,7 +17,7 @@ from agent_lab import alive, wait_for
 
 from fedsec.edge import shim as shim_module
 from fedsec.edge.children import bound_command
-from fedsec.edge.forkserver import build_arguments
+from fedsec.edge.forkserver import _read_request, build_arguments
 from fedsec.edge.loopback import make_loopback
 from fedsec.edge.supernode import flower_environment, free_port
 
@@ -247,3 +247,27 @@ def test_a_child_of_the_launcher_dies_with_its_parent(tmp_path):
     parent.kill()
     parent.wait()
     wait_for(lambda: not alive(pid), 5)
+
+
+def test_another_users_request_is_not_even_read(monkeypatch):
+    """The system says who is at the other end; the socket's mode is not the only thing that keeps others out."""
+    data = json.dumps({"arguments": ["say"]}).encode()
+
+    def ask():
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        descriptors = []
+        with ours, theirs:
+            socket.send_fds(theirs, [len(data).to_bytes(4, "big")], [1, 2])
+            theirs.sendall(data)
+            ours.settimeout(5)
+            try:
+                return _read_request(ours, descriptors), len(descriptors)
+            finally:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+
+    assert ask() == (["say"], 2)
+    user = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: user + 1)
+    with pytest.raises(ValueError, match="another user"):
+        ask()

@@ -225,6 +225,13 @@ def test_constraint_that_is_too_wide(pki, federations):
         pki.verify(pki.leaf(), intermediate_der=pki.intermediate(extensions={"names": (pki.constraint(*federations), True)}))
 
 
+def test_constraint_that_also_excludes(pki):
+    """root -- intermediate! -- node: an excluded name, which one verifier minds and another does not."""
+    names = x509.NameConstraints([x509.UniformResourceIdentifier(pki.federation)], [x509.UniformResourceIdentifier("lungs.example")])
+    with refused("not exactly one federation"):
+        pki.verify(pki.leaf(), intermediate_der=pki.intermediate(extensions={"names": (names, True)}))
+
+
 def test_constraint_of_another_kind(pki):
     """root -- intermediate! -- node: constrains host names, so URIs are free."""
     names = x509.NameConstraints([x509.DNSName(pki.federation)], None)
