@@ -271,6 +271,22 @@ class TestWhoMayCall:
 
         play(tmp_path, story, toml=FAST)
 
+    def test_a_session_that_ends_while_its_call_runs_gets_no_answer(self, tmp_path):
+        async def story(world):
+            async with world.agent() as agent:
+                ask, key = world.state.ask, agent.party.signer.public_key
+
+                async def ends(*arguments, **options):
+                    answer = await ask(*arguments, **options)
+                    assert world.state.sessions.end(key) == 1
+                    return answer
+
+                world.state.ask = ends
+                with refused(CODE.FAILED_PRECONDITION, "session"):
+                    await agent.heartbeat(world.id())
+
+        play(tmp_path, story)
+
     def test_a_client_not_on_the_list_waits(self, tmp_path):
         async def story(world):
             world.lab.add("node-c", listed=False)

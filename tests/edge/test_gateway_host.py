@@ -25,6 +25,7 @@ from fedsec.cli.server import app as server_app
 from fedsec.edge import superlink
 from fedsec.edge.authority import store_crl
 from fedsec.edge.loopback_tls import ensure_loopback_tls
+from fedsec.edge.refusal import Reason, Refused
 from fedsec.edge.registration import Registry, members_of, read_nodes
 from fedsec.edge.releases import MAX_TOTAL_BYTES, Releases
 from fedsec.edge.server_settings import TEMPLATE, load_server_settings, parse_server_settings, server_home, write_ca_settings
@@ -421,6 +422,30 @@ class TestTrust:
         lab.write_crl()
         assert trust.reload()
         assert trust.is_revoked(serial_number)
+
+    def test_an_identity_of_another_root_waits_for_a_new_start(self, tmp_path):
+        """Else whoever can write the folder replaces the trust of a gateway that runs."""
+        lab, faults = Lab(tmp_path), []
+        trust = self.trust(lab, faults=faults)
+        before = trust.standing
+        (tmp_path / "foreign").mkdir()
+        foreign = Lab(tmp_path / "foreign")
+        for path in (foreign.home / "identity").iterdir():
+            (lab.home / "identity" / path.name).write_bytes(path.read_bytes())
+        assert not trust.reload()
+        assert trust.standing is before
+        assert [what for what, _ in faults] == ["identity"]
+        assert "another root" in faults[0][1]
+
+    def test_a_caller_that_is_known_is_refused_while_the_issuers_are_not_valid(self, tmp_path):
+        lab, at = Lab(tmp_path), [now()]
+        trust = self.trust(lab, clock=lambda: at[0])
+        certificate = lab.nodes["node-a"].identity.certificate_der
+        assert trust.check_caller(certificate).name.name == "node-a"
+        at[0] -= timedelta(days=2)  # before the CA was
+        with pytest.raises(Refused) as caught:
+            trust.check_caller(certificate)
+        assert caught.value.reason is Reason.CERTIFICATE
 
     def test_floors_of_an_earlier_version_are_gone_by(self, tmp_path):
         lab = Lab(tmp_path)

@@ -601,6 +601,15 @@ class TestObjects:
         with pytest.raises(Refused):
             check_object(content, (), root=None)
 
+    def test_the_head_has_exactly_the_declared_children_in_any_order(self):
+        def record(*children):
+            return flower_object("RecordDict", json.dumps({f"{n}": name for n, name in enumerate(children)}).encode(), children)[1]
+
+        assert check_object(record(TWO, ONE), (ONE, TWO), root=None) == "RecordDict"
+        for head in ((ONE,), (ONE, ONE), (ONE, TWO, TWO), (ONE, "3" * 64), ()):
+            with pytest.raises(Refused, match="not the declared ones"):
+                check_object(record(*head), (ONE, TWO), root=None)
+
     @given(st.binary(max_size=60))
     @settings(max_examples=200, deadline=None)
     def test_hostile_heads_are_refused_or_read_as_flower_reads_them(self, content):

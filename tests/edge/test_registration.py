@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 
 from fedsec.edge import fleet_pb2
 from fedsec.edge.fleet_calls import flower_public_key
-from fedsec.edge.registration import NODES_FORMAT, Member, Registry, read_nodes
+from fedsec.edge.registration import NODES_FORMAT, Member, Registry, members_of, read_nodes
 from fedsec.edge.upstream import PROTOBUF, Response
 from fedsec.errors import StorageError
 from fedsec.signing import Signer
@@ -64,6 +66,41 @@ def test_a_client_that_is_off_the_list_keeps_its_node(tmp_path):
     assert sync(registry, superlink, Member("client-2", OTHER, 8)) == []
     assert registry.find(OLD) is None
     assert len(superlink.nodes) == 2
+
+
+def test_a_revoked_client_that_is_still_on_the_list_is_not_registered_again(tmp_path):
+    superlink, registry = SuperLink(), Registry(tmp_path / "nodes.json")
+    members = Member("client-1", OLD, 7), Member("client-2", OTHER, 8)
+    sync(registry, superlink, *members)
+    assert sync(registry, superlink, *members, revoked=(7,)) == [f"unregistered {OLD.hex()}"]
+    assert registry.find(OLD) is None
+    assert sync(registry, superlink, *members, revoked=(7,)) == []
+    assert set(superlink.nodes) == {flower_public_key(OTHER)}
+    assert [member.client_id for member in read_nodes(tmp_path / "nodes.json").values()] == ["client-2"]
+
+
+def test_a_node_whose_certificate_nobody_saw_is_registered_and_not_told_to_the_serverapp(tmp_path):
+    """Nobody could say whether it is revoked."""
+    superlink, registry = SuperLink(), Registry(tmp_path / "nodes.json")
+    members = Member("client-1", OLD, None), Member("client-2", OTHER, 8)
+    sync(registry, superlink, *members)
+    assert registry.find(OLD) is not None
+    assert [member.client_id for member in read_nodes(tmp_path / "nodes.json").values()] == ["client-2"]
+    assert registry.saw(OLD, 7)
+    sync(registry, superlink, *members)
+    assert {member.client_id: member.serial_number for member in read_nodes(tmp_path / "nodes.json").values()} == {
+        "client-1": 7,
+        "client-2": 8,
+    }
+
+
+def test_a_list_names_its_clients_until_its_last_moment_and_no_list_names_nobody():
+    end = datetime(2030, 1, 1, tzinfo=UTC)
+    roster = SimpleNamespace(not_after=end, members=[SimpleNamespace(client_id="client-1", public_key=OLD)])
+    standing = SimpleNamespace(roster=roster, serial_numbers={"client-1": 7})
+    assert members_of(standing, end) == [Member("client-1", OLD, 7)]
+    assert members_of(standing, end + timedelta(microseconds=1)) == []
+    assert members_of(SimpleNamespace(roster=None, serial_numbers={}), end) == []
 
 
 def test_a_file_in_which_somebody_stands_twice_is_worth_nothing(tmp_path):

@@ -10,6 +10,7 @@ from experiments.live_federation.stock import StockFederation
 from fedsec.errors import CertificateError, ConfigError, FedsecError, StorageError
 from fedsec.plan.load import load_plan
 from fedsec.runfolder import new_run_folder
+from fedsec.signing import Signer
 from server.deployment import DeployedAttendance, check_deployable, check_home, deployed_weight_limit, deployed_world
 from server.nodes import read_nodes
 from server.setup import DEPLOYMENT, engine_of, read_setup
@@ -123,6 +124,14 @@ def test_a_damaged_file_of_nodes_is_refused(tmp_path, text):
         read_nodes(tmp_path / "nodes.json")
 
 
+def test_one_key_on_two_nodes_is_a_damaged_file(tmp_path):
+    entry = {"public_key": "02" * 33, "serial_number": "1"}
+    nodes = {"1": {"client_id": "a", **entry}, "2": {"client_id": "b", **entry}}
+    (tmp_path / "nodes.json").write_text(json.dumps({"format": "fedsec/nodes/v1", "nodes": nodes}))
+    with pytest.raises(StorageError, match="two nodes"):
+        read_nodes(tmp_path / "nodes.json")
+
+
 def test_no_file_of_nodes_means_that_nobody_came_yet(tmp_path):
     assert read_nodes(tmp_path / "nodes.json") == {}
 
@@ -133,6 +142,13 @@ def test_a_list_that_the_ca_did_not_sign_is_refused(made):
     value["cohort_seed"] = "00" * 32  # the server would like to choose the cohorts
     path.write_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
     with pytest.raises(FedsecError, match="does not verify"):
+        world_of(made)
+
+
+def test_a_list_that_names_another_server_is_refused(made):
+    made._server = (Signer.generate().public_key, made._server[1])
+    made.list(*made.names)
+    with pytest.raises(CertificateError, match="names another server"):
         world_of(made)
 
 
