@@ -450,6 +450,16 @@ def test_the_ca_cannot_approve_in_the_name_of_an_approver_who_did_not_sign_the_f
     assert site.store.current().manifest.version == 2
 
 
+def test_an_approver_who_is_named_later_is_not_believed_at_first_sight(site):
+    """The site replaces ada by ben; that is no new beginning for whoever issues certificates."""
+    site.offer(site.release(1))
+    assert site.store.current().manifest.version == 1
+    site.store = site.open_store(approvers=["ben"])
+    site.offer(approved_as(site, "ben", Signer.generate(), site.release(2, by_ada=False)))
+    with pytest.raises(AdmissionError, match="no key of ben is pinned"):
+        site.store.current()
+
+
 def test_an_approval_that_was_not_needed_pins_nothing(site):
     """Anybody who can have ben's name certified appends an approval to ada's release: ben's real key must not be shut out by it."""
     site.store = site.open_store(approvers=["ada", "ben"])
