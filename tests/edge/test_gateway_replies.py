@@ -22,7 +22,7 @@ from gateway_lab import FakeSuperLink, Lab, LabAgent, LabReply, flower_object, r
 from fedsec.edge import fleet_pb2, paths
 from fedsec.edge.collecting import Collector
 from fedsec.edge.deliveries import Deliveries
-from fedsec.edge.flower_objects import MAX_DEPTH, MAX_OBJECTS, check_object, read_head, read_tree
+from fedsec.edge.flower_objects import MAX_DEPTH, MAX_OBJECTS, check_kinds, check_object, read_head, read_tree
 from fedsec.edge.refusal import Refused
 
 CODE = grpc.StatusCode
@@ -621,6 +621,43 @@ class TestObjects:
             return
         kind, children, length = get_object_head_values_from_object_content(content)
         assert (head.kind, list(head.children), len(content) - head.body_at) == (kind, children, length)
+
+    def test_the_replies_of_our_own_apps_pass(self):
+        """As the ClientApp makes them: an update in the clear, an evaluation, a stage of secure aggregation, an error."""
+        import numpy as np
+        from flwr.app import Error, Message, RecordDict
+        from flwr.app.metadata import Metadata
+        from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+
+        from fedsec.flower.records import About, make_reply
+        from fedsec.flower.secure_records import make_stage_reply
+
+        about = About(
+            client_id="clinic-ä", run_id="r1", server_round=3, batch_size=60, randomness="operating system", segments=((1.1, 0.5, 40),)
+        )
+        asked = Message(
+            metadata=Metadata(run_id=5, message_id="asked", src_node_id=1, dst_node_id=7, reply_to_message_id="", group_id="", created_at=1.5,
+                              ttl=60.0, message_type="train"), content=RecordDict()
+        )  # fmt: skip
+        arrays = {
+            "layer.weight": np.zeros((4, 3), np.float32),
+            "layer.bias": np.ones(3, np.float32),
+            "count": np.asarray(5),
+            "none": np.zeros(0),
+        }
+        for reply in (
+            make_reply(asked, about, arrays=arrays),
+            make_reply(asked, about, arrays={"big": np.zeros(12_000_000)}, metrics={"loss": 0.5, "n": 3, "history": [0.1, 0.2]}),
+            make_reply(asked, about, metrics={}),
+            make_stage_reply(asked, bytes(range(256)) * 10_000),
+            make_stage_reply(asked, b""),
+            Message(Error(5, "crashed"), reply_to=asked),
+        ):
+            tree = read_tree(fleet_pb2.ObjectTree.FromString(get_object_tree(reply).SerializeToString()))
+            kinds = {}
+            for name, one in get_all_nested_objects(reply).items():
+                kinds[name] = check_object(one.deflate(), tree[name], root=_outer(reply) if name == reply.object_id else None)
+            check_kinds(tree, kinds)
 
     def test_flwrs_own_messages_pass(self):
         """Real objects, deflated by flwr: with arrays, settings and metrics, and an error."""
