@@ -46,7 +46,7 @@ def test_all_in_order_ends_with_zero_and_one_line_a_check(healthy):
     assert [line.split()[0] for line in warned] == ([] if hidden else ["warning"])
     assert all("command lines in /proc" in line for line in warned)
     assert (last == "no fault found") == hidden
-    assert len({line.split()[1] for line in lines}) == 18
+    assert len({line.split()[1] for line in lines}) == 19
 
 
 def test_a_fault_ends_with_one_and_has_its_mend_on_its_line(healthy):
