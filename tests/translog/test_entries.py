@@ -11,7 +11,14 @@ ENTRIES = st.builds(LogEntry, st.sampled_from(EntryKind), st.binary(max_size=200
 
 
 def test_the_encoding_is_this_one():
-    known = {EntryKind.ROSTER: 1, EntryKind.ROUND: 2, EntryKind.EVIDENCE: 3, EntryKind.RELEASE: 4, EntryKind.CERTIFICATE: 5, EntryKind.REVOCATION: 6}
+    known = {
+        EntryKind.ROSTER: 1,
+        EntryKind.ROUND: 2,
+        EntryKind.EVIDENCE: 3,
+        EntryKind.RELEASE: 4,
+        EntryKind.CERTIFICATE: 5,
+        EntryKind.REVOCATION: 6,
+    }
     assert {kind: kind.value for kind in EntryKind} == known
     assert LogEntry(EntryKind.EVIDENCE, b"\x00\xff").encode() == bytes.fromhex("46534c45 01 03 00000002 00ff")
 
