@@ -51,7 +51,7 @@ from fedsec.vectors import FloatArray, Layout, arrays_digest
 
 Segments = tuple[tuple[float, float, int], ...]
 
-NEXT_LIST_S = 20.0
+NEXT_LIST_S = 10.0
 """How long a round waits for the CA's next list after somebody was revoked."""
 
 

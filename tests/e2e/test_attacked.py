@@ -96,7 +96,7 @@ def test_a_run_with_attackers_that_was_killed_goes_on_with_its_memory(tmp_path):
     assert resumed["rejection"] == whole["rejection"]
 
 
-@pytest.mark.parametrize("attack", ["nan-value", "wrong-shape", "huge-count"])
+@pytest.mark.parametrize("attack", ["nan-value", "huge-count"])
 def test_malformed_updates_in_clear_are_named_and_the_rest_train_on(tmp_path, attack):
     result = simulate(tmp_path / "run", *PUBLIC, ALONE, f"attack.name={attack}", "robust.rule=mean")
     rejection = result["rejection"]
