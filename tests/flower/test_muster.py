@@ -89,6 +89,24 @@ def test_a_node_that_claims_to_be_another_client_takes_no_part_and_the_one_of_it
     assert "another client: 'a'" in notes[0]
 
 
+def test_a_node_that_was_not_asked_is_not_believed():
+    """Node 9 answers in the place of node 2 and says that it is client a, who would be dropped for the double claim."""
+
+    class Intruder(Nodes):
+        def pull_messages(self, ids):
+            replies = super().pull_messages(ids)
+            for reply in replies:
+                if reply.metadata.src_node_id == 2:
+                    reply.metadata.__dict__["_src_node_id"] = 9
+            return replies
+
+    notes = []
+    made = muster(Intruder({1: "a", 2: "a"}), Certified({1: "a", 2: "b"}), notes=notes)
+    made.join()
+    assert made.clients == {"a": 1}
+    assert notes == ["node 9 answered without being asked"]
+
+
 def test_a_node_without_a_certificate_is_never_asked():
     grid = Nodes({1: "a", 2: "b", 9: "c"})
     made = muster(grid, Certified({1: "a", 2: "b"}))
