@@ -4,8 +4,9 @@
 2. A copy runs flwr's own console entry point. Its arguments are built here: the SuperNode's address and CA come from the agent's file, and
    of the caller's words only a token and a process id count; an option that leads elsewhere is refused. Its environment and folder are
    this process's, its generators are seeded anew.
-3. A copy dies with this process (``PR_SET_PDEATHSIG``) and is asked to end when its caller is gone.
-4. Only processes of the same user are served: the socket lies in a private folder, and the system says who connects.
+3. Who asks while it is still loading waits; who has gone away meanwhile gets no copy, for the stock command took the task.
+4. A copy dies with this process (``PR_SET_PDEATHSIG``) and is asked to end when its caller is gone.
+5. Only processes of the same user are served: the socket lies in a private folder, and the system says who connects.
 
 ``python -P -m fedsec.edge.forkserver FOLDER [MODULE | MODULE:FUNCTION …]``
 """
@@ -18,6 +19,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import platform
 import re
 import selectors
 import signal
@@ -74,7 +76,7 @@ class ForkServer:
         self._listener.bind(f"{SOCKET}.new")
         Path(f"{SOCKET}.new").chmod(0o600)
         self._listener.listen(64)
-        Path(f"{SOCKET}.new").rename(SOCKET)  # it is there once it answers
+        Path(f"{SOCKET}.new").rename(SOCKET)  # it is there once one can connect to it
         self._selector.register(self._listener, selectors.EVENT_READ, None)
 
     def serve(self) -> NoReturn:
@@ -102,6 +104,8 @@ class ForkServer:
             arguments = self._build(_read_request(caller, descriptors))
             if threading.active_count() > 1:
                 raise ValueError("a thread of ours is running; a copy could hang")
+            if _is_gone(caller):
+                raise ValueError("who asked is gone")
             pid = self._fork(arguments, descriptors, caller)
             copy = _Copy(pid, os.pidfd_open(pid), caller)
             caller.settimeout(READ_TIMEOUT_S)
@@ -145,6 +149,17 @@ class ForkServer:
         self._selector.unregister(copy.caller)
         copy.kill_at = time.monotonic() + GRACE_S
         _signal(copy, signal.SIGTERM)
+
+
+def _is_gone(caller: socket.socket) -> bool:
+    """Whether the caller closed its end; it sends nothing after its request."""
+    caller.setblocking(False)
+    try:
+        return not caller.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    finally:
+        caller.settimeout(READ_TIMEOUT_S)
 
 
 def _signal(copy: _Copy, number: signal.Signals) -> None:
@@ -230,6 +245,23 @@ def preload(names: Sequence[str]) -> None:
         torch.set_num_threads(1)
 
 
+def _remember_platform() -> None:
+    """Ask once what kind of machine this is.
+
+    Flower asks at the start and at the end of every ``flwr-clientapp``, for telemetry that is off, and each time Python starts the commands
+    ``uname`` and ``file``. Copies of this process have the answers.
+    """
+    found = platform.uname()
+    _ = found.processor  # kept with the rest once it was asked for
+    architecture = platform.architecture()
+    stock = platform.architecture
+
+    def known(executable: str = sys.executable, bits: str = "", linkage: str = "") -> tuple[str, str]:
+        return architecture if (executable, bits, linkage) == (sys.executable, "", "") else stock(executable, bits, linkage)
+
+    platform.architecture = known
+
+
 def _threads() -> int:
     """Of this process, those of native libraries included."""
     with contextlib.suppress(OSError):
@@ -244,13 +276,16 @@ def main() -> None:
     for variable in THREAD_VARIABLES:  # read by the numeric libraries when they are loaded
         os.environ[variable] = "1"
     (entry,) = importlib.metadata.entry_points(group="console_scripts", name=ENTRY_POINT)
+    place = Path(folder).absolute()
+    server = ForkServer(place, lambda: run(), _build_from(place))  # noqa: PLW0108 - it is loaded below: whoever asks from now on waits
     run = entry.load()
+    _remember_platform()
     preload(names)
     gc.collect()
     gc.freeze()  # pages of what is loaded stay shared
     if (threads := _threads()) > 1:
         print(f"{threads} threads after loading; a copy may hang", file=sys.stderr)  # noqa: T201 - kept in a log
-    ForkServer(Path(folder), run, _build_from(Path(folder).absolute())).serve()
+    server.serve()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 1. The arguments and the two output streams go to the fork server in FOLDER, which looks at each argument.
 2. Signals are passed on; the exit status, or the signal that ended the process, becomes this one's.
-3. Without a fork server it becomes REAL, the stock command: slower, otherwise the same.
+3. Without a fork server it becomes REAL, the stock command: slower, otherwise the same. A fork server that is still loading is waited for, up to
+   a minute: the stock command would load the same.
 4. SuperExec puts the task's token on the command line, where every local user can read it. It is wiped from there at once, and the stock
    command gets it in a file without a name. What is left are the milliseconds before.
 """
@@ -21,6 +22,7 @@ import sys
 SOCKET = "fork.socket"
 RUNTIME_FILE = "runtime.json"
 REFUSED = "refused"
+LOADING_S = 60.0
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -33,6 +35,7 @@ def main() -> None:
     here = os.getcwd()  # noqa: PTH109 - pathlib would cost as much time as all the rest
     try:
         os.chdir(folder)  # a socket's address has 107 bytes at most, a path may have more
+        connection.settimeout(LOADING_S)
         connection.connect(SOCKET)
         socket.send_fds(connection, [len(request).to_bytes(4, "big")], [1, 2])
         connection.sendall(request)
@@ -40,7 +43,9 @@ def main() -> None:
         if answer == REFUSED:
             sys.exit(1)
         pid = int(answer)
+        connection.settimeout(None)
     except (OSError, ValueError):
+        connection.close()
         os.chdir(here)
         os.execv(real, [real, *_without_token(arguments)])  # noqa: S606 - the stock command
 

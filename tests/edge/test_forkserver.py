@@ -271,3 +271,66 @@ def test_another_users_request_is_not_even_read(monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: user + 1)
     with pytest.raises(ValueError, match="another user"):
         ask()
+
+
+LOADING = SERVER.replace(
+    "ForkServer(Path(sys.argv[1]), run, build).serve()",
+    "server = ForkServer(Path(sys.argv[1]), run, build)\nPath('bound').touch()\nwhile not Path('loaded').exists(): time.sleep(0.02)\nserver.serve()",
+)
+
+
+def loading_server(folder):
+    process = subprocess.Popen(bound_command([sys.executable, "-P", "-c", LOADING, str(folder)]), stderr=subprocess.DEVNULL)
+    wait_for(lambda: (folder / "bound").exists())
+    return process
+
+
+def test_who_asks_while_the_server_is_loading_waits_for_it(tmp_path):
+    """A cold start beside a fork server that loads the same on the same cores took 15 s of a first exchange."""
+    server = loading_server(tmp_path)
+    command = [sys.executable, "-I", "-S", str(SHIM), str(tmp_path), "/bin/false", "say", "hello"]
+    asked = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    time.sleep(0.3)
+    assert asked.poll() is None
+    (tmp_path / "loaded").touch()
+    assert asked.communicate(timeout=20)[0] == "out say hello\n"
+    assert asked.returncode == 0
+    server.kill()
+    server.wait()
+
+
+def test_who_went_away_while_the_server_was_loading_gets_no_copy(tmp_path):
+    """Its task may run elsewhere by now: a second copy would answer the same message once more."""
+    server = loading_server(tmp_path)
+    code = f"import socket, os, json\nos.chdir({str(tmp_path)!r})\nc = socket.socket(socket.AF_UNIX)\nc.connect('fork.socket')\n"
+    code += "d = json.dumps({'arguments': ['touch']}).encode()\nsocket.send_fds(c, [len(d).to_bytes(4, 'big')], [1, 2])\nc.sendall(d)"
+    gone = subprocess.run(
+        [sys.executable, "-c", code.replace("'touch'", "'say', 'twice'")], stdout=(tmp_path / "said").open("w"), timeout=20, check=True
+    )
+    assert gone.returncode == 0
+    (tmp_path / "loaded").touch()
+    after = subprocess.run([sys.executable, "-I", "-S", str(SHIM), str(tmp_path), "/bin/false", "exit", "4"], timeout=20, check=False)
+    assert after.returncode == 4  # it is served in order: the other one was seen before
+    assert (tmp_path / "said").read_text() == ""
+    server.kill()
+    server.wait()
+
+
+def test_a_server_that_dies_while_loading_leaves_the_task_to_the_stock_command(tmp_path):
+    server = loading_server(tmp_path)
+    command = [sys.executable, "-I", "-S", str(SHIM), str(tmp_path), "/bin/echo", "stock", "--token", "SECRET"]
+    asked = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    time.sleep(0.3)
+    server.kill()
+    server.wait()
+    assert asked.communicate(timeout=20)[0].startswith("stock --token-file /proc/self/fd/")
+
+
+def test_copies_know_the_platform_and_start_no_process_for_it():
+    """Flower asks for telemetry that is off, twice a message; each time Python would start ``uname`` and ``file``."""
+    code = (
+        "import platform, subprocess\nstock = platform.architecture()\nfrom fedsec.edge.forkserver import _remember_platform\n_remember_platform()\n"
+        "class No:\n    def __init__(self, *_, **__): raise AssertionError('a process')\nsubprocess.Popen = No\n"
+        "assert platform.architecture() == stock\nplatform.platform(), platform.machine(), platform.uname().processor\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=20)
