@@ -121,6 +121,7 @@ def deployed_world(plan: Plan, folder: RunFolder, home: Path, now: Now = lambda:
         simulation_dir="",
         federation=_federation(home, signed, verified, certificates, now),
         attendance=attendance,
+        gateway=home / NODES.parent,
         newer=partial(_newer, plan, home, attendance, now),
     )
 

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from fedsec.data.base import Dataset
 from fedsec.data.federated import FederatedData
 from fedsec.flower.attendance import Attendance
+from fedsec.flower.posted import PostedGrid
 from fedsec.flower.signed import ServerIdentity, SignedGrid
 from fedsec.identity.roster import SignedRoster, VerifiedRoster
 
@@ -59,6 +60,7 @@ class World:
         simulation_dir: where simulated clients keep their stores; empty in a deployment.
         federation: None where clients act without certificates.
         attendance: who may take part now; None in a simulation: every node.
+        gateway: folder of the gateway's hints; None: there is no gateway.
         newer: the federation by the CA's newer list, if there is one to go over to; None: there is not.
     """
 
@@ -69,8 +71,10 @@ class World:
     simulation_dir: str
     federation: Federation | None
     attendance: Attendance | None = None
+    gateway: Path | None = None
     newer: Callable[[], Federation | None] = lambda: None
 
     def way(self, grid: Grid) -> Grid:
-        """The grid to use: one that signs, wherever the server has an identity."""
-        return grid if self.federation is None else self.federation.signed_grid(grid)
+        """The grid to use: one that signs, wherever the server has an identity, and asks when the gateway says so, wherever there is one."""
+        signed = grid if self.federation is None else self.federation.signed_grid(grid)
+        return signed if self.gateway is None else PostedGrid(signed, self.gateway)

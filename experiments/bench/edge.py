@@ -29,6 +29,7 @@ LIMIT_EXCHANGE_S, LIMIT_ROUND_S, LIMIT_FASTER = 4.0, 40.0, 2.5
 SERVER_APP = '''
 """Sends 4 kB to every node and waits for the answers, some times."""
 import json, os, threading, time
+from pathlib import Path
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import ServerApp
 
@@ -37,6 +38,8 @@ app = ServerApp()
 @app.main()
 def main(grid, context):
     from fedsec.flower.exchange import exchange
+    from fedsec.flower.posted import PostedGrid
+    posted = PostedGrid(grid, Path(os.environ["FEDSEC_HOME"]) / "gateway")
     given = json.loads(open(context.run_config["plan"]).read())
     while len(list(grid.get_node_ids())) < given["nodes"]:
         time.sleep(0.2)
@@ -47,7 +50,7 @@ def main(grid, context):
         if given["loop"] == "flower":
             replies = list(grid.send_and_receive(messages, timeout=120))
         else:
-            replies = exchange(grid, messages, timeout_s=120, stop=threading.Event())
+            replies = exchange(posted, messages, timeout_s=120, stop=threading.Event())
         assert len(replies) == len(nodes) and not any(reply.has_error() for reply in replies), [r.error for r in replies if r.has_error()]
         seconds.append(time.monotonic() - started)
     with open(given["out"] + ".new", "w") as handle:

@@ -154,7 +154,7 @@ class Collector:
             found.folder.mkdir(mode=0o700, parents=True)
         except OSError as error:
             raise StorageError(f"cannot make {found.folder}: {error.strerror or error}") from error
-        atomic_write_bytes(found.folder / _ANNOUNCED, data, mode=0o600)
+        atomic_write_bytes(found.folder / _ANNOUNCED, data, mode=0o600, durable=False)
         known[session_id] = found
         self._trim(node_id)
         return found
@@ -264,7 +264,7 @@ class Collector:
         Raises:
             StorageError: the file system refused.
         """
-        atomic_write_bytes(found.folder / _DONE, b"", mode=0o600)
+        atomic_write_bytes(found.folder / _DONE, b"", mode=0o600, durable=False)
         found.done = True
         self._forget_contents(found)
         for name in found.kinds:

@@ -33,6 +33,7 @@ from fedsec.edge.gateway_tasks import Caretaker
 from fedsec.edge.limits import Limiter
 from fedsec.edge.longpoll import Spool
 from fedsec.edge.metrics import Metrics, serve_metrics
+from fedsec.edge.postbox import Postbox
 from fedsec.edge.registration import Registry
 from fedsec.edge.releases import Releases
 from fedsec.edge.server_settings import GatewaySettings, ServerSettings, load_server_settings
@@ -101,6 +102,7 @@ def make_state(settings: ServerSettings) -> GatewayState:
         spool=Spool(folder / "spool"),
         deliveries=Deliveries(folder / "delivered"),
         collector=Collector(folder / "collect", node_bytes=4 * settings.limits.object_bytes),
+        postbox=Postbox(folder),
         upstream=Upstream(
             "127.0.0.1", settings.superlink.port, home / "superlink" / "ca.pem", max_answer_bytes=settings.limits.object_bytes + (1 << 20)
         ),

@@ -30,7 +30,7 @@ from fedsec.edge import edge_pb2, paths
 from fedsec.edge.authority import check_request
 from fedsec.edge.fleet_calls import Node, check_body, check_headers
 from fedsec.edge.gateway_state import GatewayState
-from fedsec.edge.pulling import Forwarded, pull_messages
+from fedsec.edge.pulling import Forwarded, pull_messages, pull_object
 from fedsec.edge.refusal import Reason, Refused
 from fedsec.edge.replies import push_messages, push_object
 from fedsec.edge.service import REPLY_CHUNK, encode_piece, pieces
@@ -260,7 +260,7 @@ class EdgeService:
             state.deliveries.check_object(node.node_id, request.run_id, request.object_id)
         if forward.path == paths.CONFIRM_MESSAGE_RECEIVED:
             state.deliveries.check_message(node.node_id, request.run_id, request.message_object_id)
-        response = await state.ask(forward, body)
+        response = await (pull_object(state, forward, body) if forward.path == paths.PULL_OBJECT else state.ask(forward, body))
         if forward.path == paths.CONFIRM_MESSAGE_RECEIVED and response.status == _OK:
             await state.confirm_message(node.node_id, request.message_object_id)
         return Forwarded(response.status, response.content_type, response.body)

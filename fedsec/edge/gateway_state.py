@@ -19,6 +19,7 @@ from fedsec.edge.deliveries import Deliveries
 from fedsec.edge.limits import Limiter
 from fedsec.edge.longpoll import Holders, Spool
 from fedsec.edge.metrics import Metrics
+from fedsec.edge.postbox import Postbox
 from fedsec.edge.refusal import Reason, Refused
 from fedsec.edge.registration import Registry
 from fedsec.edge.releases import Releases
@@ -78,6 +79,7 @@ class GatewayState:
         spool: pulled messages that were not confirmed.
         deliveries: what each node got.
         collector: replies that are not whole yet.
+        postbox: hints from and for the ServerApp.
         upstream: the SuperLink.
         authority: the CA.
         releases: release files.
@@ -99,6 +101,7 @@ class GatewayState:
     spool: Spool
     deliveries: Deliveries
     collector: Collector
+    postbox: Postbox
     upstream: Upstream
     authority: Authority
     releases: Releases
@@ -113,6 +116,7 @@ class GatewayState:
 
     def __post_init__(self) -> None:
         self.registry.on_gone = self.forget_node
+        self._asked = asyncio.Event()
         self._folding = Folding()
         self._used: dict[int, float] = {}
         self._locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -174,6 +178,17 @@ class GatewayState:
     def reply_lock(self, node_id: int) -> asyncio.Lock:
         """Held while a node's replies begin or are forgotten."""
         return self._reply_locks[node_id]
+
+    @property
+    def asked(self) -> asyncio.Event:
+        """Set when the ServerApp has sent messages again; another one each time, so that whoever takes it first misses none."""
+        return self._asked
+
+    def look_into_postbox(self) -> None:
+        """Wake those who hold a node's PullMessages, if the ServerApp has sent messages."""
+        if self.postbox.was_asked():
+            woken, self._asked = self._asked, asyncio.Event()
+            woken.set()
 
     def note_use(self, node_id: int) -> None:
         """The node got a message, or does something with one."""

@@ -18,12 +18,14 @@ from fedsec.edge.gateway_calls import EdgeService
 from fedsec.edge.gateway_state import GatewayState
 from fedsec.edge.registration import members_of
 from fedsec.edge.upstream import UpstreamError
-from fedsec.errors import FedsecError
+from fedsec.errors import FedsecError, VerificationError
 
 SYNC_S = 30.0
 RETRY_S = 1.0
 BUNDLE_S = 10.0
 RENEW_RETRY_S = 60.0
+POSTBOX_S = 0.02
+"""How often to look whether the ServerApp has sent messages: one ``stat``."""
 
 
 class HealthTold(Protocol):
@@ -58,7 +60,11 @@ class Caretaker:
 
     def start(self) -> None:
         """Start all tasks."""
-        jobs: list[tuple[str, Callable[[], Awaitable[float]]]] = [("files", self._look), ("nodes", self._sync)]
+        jobs: list[tuple[str, Callable[[], Awaitable[float]]]] = [
+            ("files", self._look),
+            ("nodes", self._sync),
+            ("postbox", self._look_into_postbox),
+        ]
         if isinstance(self._state.authority, CaClient):
             jobs += [("ca", self._ask_ca), ("renewal", self._renew)]
         self._state.sync_wanted.set()
@@ -127,6 +133,10 @@ class Caretaker:
         )
         state.sync_wanted.set()
 
+    async def _look_into_postbox(self) -> float:
+        self._state.look_into_postbox()
+        return POSTBOX_S
+
     async def _sync(self) -> float:
         state = self._state
         state.sync_wanted.clear()
@@ -145,14 +155,16 @@ class Caretaker:
         state, client = self._state, self._state.authority
         assert isinstance(client, CaClient)
         folder, floors = state.home / "federation", state.trust.floors
-        changed = store_crl(
-            folder,
-            await client.crl(),
-            state.trust.identity(),
-            now=state.clock(),
-            minimum_number=floors["crl_number"],
-            check=state.trust.check_twin,
-        )
+        changed = True  # a list that does not verify may be that of a fresh intermediate: the bundle says whether the root stands by it
+        with contextlib.suppress(VerificationError):
+            changed = store_crl(
+                folder,
+                await client.crl(),
+                state.trust.identity(),
+                now=state.clock(),
+                minimum_number=floors["crl_number"],
+                check=state.trust.check_twin,
+            )
         if changed or state.monotonic() >= self._bundle_at:
             store_bundle(
                 folder,

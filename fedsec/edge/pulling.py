@@ -2,7 +2,8 @@
 
 1. One question at a time goes to the SuperLink for a node, and its answer is written down by a task of its own: a caller that is gone
    stops the asking, but never an answer that is on its way.
-2. The call returns with no messages after ``hold_s``, when a newer one takes its place, and when the gateway stops.
+2. The SuperLink is asked every quarter of a second, and at once when the ServerApp says that it has sent messages (``postbox``).
+3. The call returns with no messages after ``hold_s``, when a newer one takes its place, and when the gateway stops.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from fedsec.edge.longpoll import Pulled, poll_after_s
 from fedsec.edge.signing import DELIVERY_BYTES, Call
 from fedsec.edge.upstream import Response, UpstreamError
 
+OBJECT_HOLD_S = 8.0
+FIRST_OBJECT_WAIT_S, LONGEST_OBJECT_WAIT_S = 0.02, 0.5
+_SHORT = 64
+"""Bytes of an answer without an object, at most; longer ones hold one and are not read here."""
 _OK = 200
 
 
@@ -58,6 +63,7 @@ async def pull_messages(state: GatewayState, node: Node, call: Call, body: bytes
     try:
         ends_at = state.monotonic() + state.settings.hold_s
         while True:
+            asked = state.asked  # taken before the question: what is sent while it is under way is asked for again
             question = asyncio.create_task(_ask(state, node, call, body))
             state.keep_task(question)
             answer = await asyncio.shield(question)
@@ -66,9 +72,39 @@ async def pull_messages(state: GatewayState, node: Node, call: Call, body: bytes
             left = ends_at - state.monotonic()
             if left <= 0 or ousted.is_set() or state.stopping.is_set():
                 return answer
-            await _pause(min(left, poll_after_s(state.quiet_s(node.node_id))), ousted, state.stopping)
+            await _pause(min(left, poll_after_s(state.quiet_s(node.node_id))), ousted, state.stopping, asked)
     finally:
         state.holders.leave(node.node_id, ticket)
+
+
+async def pull_object(state: GatewayState, call: Call, body: bytes | bytearray) -> Response:
+    """Answer a PullObject call: wait a while for an object that the ServerApp has announced and not sent yet.
+
+    Flower's nodes sleep a second for each "not yet", and the objects of a message are a moment later than the message.
+
+    Raises:
+        UpstreamError: the SuperLink does not answer.
+        Refused: it does not know the node.
+    """
+    ends_at, wait_s = state.monotonic() + OBJECT_HOLD_S, FIRST_OBJECT_WAIT_S
+    while True:
+        response = await state.ask(call, body)
+        left_s = ends_at - state.monotonic()
+        if left_s <= 0 or state.stopping.is_set() or not _is_under_way(response):
+            return response
+        await _pause(min(left_s, wait_s), state.stopping)
+        wait_s = min(2 * wait_s, LONGEST_OBJECT_WAIT_S)
+
+
+def _is_under_way(response: Response) -> bool:
+    """Whether the SuperLink knows the object and waits for it itself."""
+    if response.status != _OK or len(response.body) > _SHORT:
+        return False
+    try:
+        found = fleet_pb2.PullObjectResponse.FromString(response.body)
+    except ProtobufError:
+        return False  # it goes on as it is
+    return bool(found.object_found) and not found.object_available
 
 
 async def _pause(seconds: float, *events: asyncio.Event) -> None:

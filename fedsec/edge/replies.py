@@ -98,9 +98,14 @@ async def _hand_over(state: GatewayState, node: Node, call: Call, found: Collect
         for object_id in [name for name in reversed(found.tree) if name in waiting]:
             if not await _send(state, node, call, found, object_id, told.session_id):
                 raise UpstreamError("the SuperLink did not take an object of a reply")
-        await asyncio.to_thread(state.collector.finish, node.node_id, found)
+        await asyncio.to_thread(_finish, state, node, found)
         state.metrics.count("replies_total")
         return True
+
+
+def _finish(state: GatewayState, node: Node, found: Collection) -> None:
+    state.postbox.answered(found.message.metadata.reply_to_message_id)
+    state.collector.finish(node.node_id, found)
 
 
 async def _send(state: GatewayState, node: Node, call: Call, found: Collection, object_id: str, session_id: str) -> bool:

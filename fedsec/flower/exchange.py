@@ -63,7 +63,7 @@ def exchange(
     waiting = set(asked)
     deadline = time.monotonic() + timeout_s
     replies: list[Message] = []
-    pause = FIRST_POLL_S
+    pause, longest = FIRST_POLL_S, min(LONGEST_POLL_S, getattr(grid, "longest_poll_s", LONGEST_POLL_S))
     while waiting:
         arrived, unreadable = _pull(grid, waiting)
         waiting -= unreadable
@@ -75,7 +75,7 @@ def exchange(
             raise StopRequested
         if not waiting or time.monotonic() >= deadline or waiting <= _never_answered(grid, waiting):
             break
-        pause = FIRST_POLL_S if fresh else min(pause * BACK_OFF, LONGEST_POLL_S)
+        pause = FIRST_POLL_S if fresh else min(pause * BACK_OFF, longest)
         stop.wait(min(pause, max(0.0, deadline - time.monotonic())))
     return replies
 

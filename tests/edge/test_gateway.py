@@ -800,3 +800,123 @@ def test_metrics_and_health_are_on_loopback_only_and_nothing_else_is(tmp_path):
         assert await get(b"x" * 10000) == b""
 
     play(tmp_path, story, toml=f"metrics_port = {port}\n")
+
+
+# --- Waiting that is spared -----------------------------------------------------------------------------------------------------------
+
+
+def pull_object(node_id, text="asked"):
+    return fleet_pb2.PullObjectRequest(node=fleet_pb2.Node(node_id=node_id), run_id=1, object_id=sent_object(text)[0])
+
+
+def objects_after(number, content=b"there"):
+    """Answers of a SuperLink that has an object after so many questions."""
+    asked = []
+
+    def answer(_body, _headers):
+        asked.append(time.monotonic())
+        found = len(asked) > number
+        return 200, fleet_pb2.PullObjectResponse(
+            object_found=True, object_available=found, object_content=content if found else b""
+        ).SerializeToString()
+
+    return answer, asked
+
+
+def test_an_object_that_is_on_its_way_is_waited_for(tmp_path):
+    """A SuperNode sleeps a second for every "not yet", and the ServerApp sends objects just after their message."""
+
+    async def story(world):
+        answer, asked = objects_after(3)
+        world.superlink.answers[paths.PULL_OBJECT] = answer
+        world.superlink.send("node-a", "asked")
+        async with world.agent() as agent:
+            await agent.pull(world.id())
+            found = fleet_pb2.PullObjectResponse.FromString((await agent.call(paths.PULL_OBJECT, pull_object(world.id()))).body)
+            assert found.object_content == b"there"
+            assert len(asked) == 4
+
+    play(tmp_path, story)
+
+
+def test_an_object_that_does_not_come_is_waited_for_only_so_long_and_an_unknown_one_not_at_all(tmp_path, monkeypatch):
+    from fedsec.edge import pulling
+
+    monkeypatch.setattr(pulling, "OBJECT_HOLD_S", 0.3)
+
+    async def story(world):
+        answer, asked = objects_after(1000)
+        world.superlink.answers[paths.PULL_OBJECT] = answer
+        world.superlink.send("node-a", "asked")
+        async with world.agent() as agent:
+            await agent.pull(world.id())
+            found = fleet_pb2.PullObjectResponse.FromString((await agent.call(paths.PULL_OBJECT, pull_object(world.id()))).body)
+            assert found.object_found
+            assert not found.object_available
+            assert 0.25 <= asked[-1] - asked[0] < 2
+            asked.clear()
+            unknown = fleet_pb2.PullObjectResponse(object_found=False).SerializeToString()
+            world.superlink.answers[paths.PULL_OBJECT] = lambda *_: asked.append(0) or (200, unknown)
+            await agent.call(paths.PULL_OBJECT, pull_object(world.id()))
+            assert len(asked) == 1
+
+    play(tmp_path, story)
+
+
+def test_who_is_revoked_while_an_object_is_waited_for_does_not_get_it(tmp_path):
+    async def story(world):
+        answer, asked = objects_after(1000)
+        world.superlink.answers[paths.PULL_OBJECT] = answer
+        world.superlink.send("node-a", "asked")
+        async with world.agent() as agent:
+            await agent.pull(world.id())
+            waiting = asyncio.create_task(agent.call(paths.PULL_OBJECT, pull_object(world.id())))
+            await until(lambda: len(asked) > 1)
+            world.lab.revoke("node-a")
+            with refused(CODE.UNAUTHENTICATED, "revoked"):
+                await waiting
+
+    play(tmp_path, story, toml=FAST)
+
+
+def test_the_nodes_messages_are_asked_for_as_soon_as_the_serverapp_has_sent_some(tmp_path, monkeypatch):
+    from fedsec.edge import longpoll
+
+    monkeypatch.setattr(longpoll, "POLL_S", 60.0)
+
+    async def story(world):
+        async with world.agent("node-a") as one, world.agent("node-b") as two:
+            held = [asyncio.create_task(one.pull(world.id("node-a"))), asyncio.create_task(two.pull(world.id("node-b")))]
+            await until(lambda: sum(path == paths.PULL_MESSAGES for path, _ in world.superlink.calls) == 2)
+            for name in ("node-a", "node-b"):
+                world.superlink.send(name, "asked")
+            (world.lab.home / "gateway" / "asked").touch()
+            answers = await asyncio.wait_for(asyncio.gather(*held), 5)
+            assert [message_ids(answer) for answer in answers] == [["asked"], ["asked"]]
+
+    play(tmp_path, story)
+
+
+def test_what_is_sent_while_the_superlink_is_asked_is_not_missed(tmp_path, monkeypatch):
+    """The hint comes while the question is under way, whose answer is still "nothing"."""
+    from fedsec.edge import longpoll
+
+    monkeypatch.setattr(longpoll, "POLL_S", 60.0)
+
+    async def story(world):
+        asked = []
+
+        def slow(_body, _headers):
+            asked.append(0)
+            if len(asked) == 1:
+                (world.lab.home / "gateway" / "asked").touch()
+                time.sleep(0.3)
+                return 200, b""
+            return 200, world.superlink.inbox[world.id()].pop(0)
+
+        world.superlink.send("node-a", "asked")
+        world.superlink.answers[paths.PULL_MESSAGES] = slow
+        async with world.agent() as agent:
+            assert message_ids(await asyncio.wait_for(agent.pull(world.id()), 5)) == ["asked"]
+
+    play(tmp_path, story)
