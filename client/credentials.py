@@ -24,6 +24,7 @@ from fedsec.errors import CertificateError, ConfigError, StorageError
 from fedsec.flower.secure_records import SERIAL_BYTES, KeptCohort, RosterOffer
 from fedsec.identity.crl_file import CRL_FILE, FLOOR_FILE, load_verified_crl
 from fedsec.identity.folder import load_own_key
+from fedsec.identity.intermediates import AcceptedIntermediates, load_statement
 from fedsec.identity.names import Role
 from fedsec.identity.revocation import RevocationList, RevokedError
 from fedsec.identity.roster import Roster, SignedRoster, VerifiedRoster, verify_roster
@@ -50,6 +51,7 @@ class Credentials:
         signer: of its identity key.
         root_der: the pinned root certificate.
         revoked: the revocation list that counts now; None: this client has none (a simulation, or one that was set up without).
+        accepted: the root's newest statement of its intermediates; None: it never made one that came here.
     """
 
     client_id: str
@@ -57,6 +59,7 @@ class Credentials:
     signer: Signer = field(repr=False)
     root_der: bytes
     revoked: RevocationList | None = None
+    accepted: AcceptedIntermediates | None = None
 
 
 def credentials_of(client: SimulatedClient | DeployedClient, simulation_dir: str) -> Credentials:
@@ -75,6 +78,8 @@ def credentials_of(client: SimulatedClient | DeployedClient, simulation_dir: str
                 mend="name the folder with key.pem, certificate.der and root.der",
             )
         found = _deployed(client.client_id, client.identity)
+        accepted = load_statement(client.identity, root_der=found.root_der, federation=found.federation)  # anew: it may just have come
+        found = replace(found, accepted=accepted)
         return replace(found, revoked=_revocations(client, client.identity, found))
     folder = Path(simulation_dir).parent / IDENTITIES
     try:
@@ -121,6 +126,7 @@ def _revocations(client: DeployedClient, identity: Path, credentials: Credential
         root_der=credentials.root_der,
         federation=credentials.federation,
         now=datetime.now(UTC),
+        accepted=credentials.accepted,
     )
 
 
@@ -211,6 +217,7 @@ def _verify(offer: RosterOffer, credentials: Credentials, now: datetime, minimum
         federation=credentials.federation,
         now=now,
         minimum_version=minimum_version,
+        accepted=credentials.accepted,
     )
 
 
@@ -223,11 +230,15 @@ def _verify_cohort(
         raise CertificateError(f"{len(offer.certificates)} certificates for a cohort of {len(names)}")
     serial_numbers = []
     for name, certificate in zip(names, offer.certificates, strict=True):
-        peer = _verified(certificate, offer.intermediate, credentials.root_der, credentials.federation, Role.NODE, now)
+        peer = _verified(
+            certificate, offer.intermediate, credentials.root_der, credentials.federation, Role.NODE, now, credentials.accepted
+        )
         if (peer.name.name, peer.public_key) != (name, by_id[name].public_key):
             raise CertificateError(f"the certificate of {name} is not for the name and the key on the list")
         serial_numbers.append(peer.serial_number.to_bytes(SERIAL_BYTES, "big"))
-    server = _verified(offer.server_certificate, offer.intermediate, credentials.root_der, credentials.federation, Role.SERVER, now)
+    server = _verified(
+        offer.server_certificate, offer.intermediate, credentials.root_der, credentials.federation, Role.SERVER, now, credentials.accepted
+    )
     if server.public_key != roster.server_public_key:
         raise CertificateError("the server's certificate is not for the key on the list")
     if credentials.revoked is not None:
@@ -236,6 +247,10 @@ def _verify_cohort(
 
 
 @lru_cache(maxsize=1 << 14)
-def _verified(certificate: bytes, intermediate: bytes, root: bytes, federation: str, role: Role, now: datetime) -> VerifiedPeer:
+def _verified(
+    certificate: bytes, intermediate: bytes, root: bytes, federation: str, role: Role, now: datetime, accepted: AcceptedIntermediates | None
+) -> VerifiedPeer:  # fmt: skip
     """A verified certificate; memoised, since a simulator checks the same one for every member of a cohort."""
-    return verify_peer(certificate, intermediate_der=intermediate, root_der=root, federation=federation, role=role, now=now)
+    return verify_peer(
+        certificate, intermediate_der=intermediate, root_der=root, federation=federation, role=role, now=now, accepted=accepted
+    )

@@ -38,7 +38,13 @@ def check_signature(message: Message, context: Context) -> None:
     if credentials is None:
         return
     name = client.server if isinstance(client, DeployedClient) else None
-    trust = Trust(root_der=credentials.root_der, federation=credentials.federation, server_name=name, revoked=credentials.revoked)
+    trust = Trust(
+        root_der=credentials.root_der,
+        federation=credentials.federation,
+        server_name=name,
+        revoked=credentials.revoked,
+        accepted=credentials.accepted,
+    )
     if isinstance(client, DeployedClient):
         verify_request(message, trust, flower_run_id=context.run_id, now=datetime.now(UTC), verify=verify_signature)
         return

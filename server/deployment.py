@@ -29,6 +29,7 @@ from fedsec.data.datasets import load_dataset
 from fedsec.errors import CertificateError, ConfigError, StorageError, VerificationError
 from fedsec.flower.signed import ServerIdentity
 from fedsec.identity.folder import Identity, load_identity
+from fedsec.identity.intermediates import load_statement
 from fedsec.identity.names import Role
 from fedsec.identity.revocation import RevocationList, verify_crl
 from fedsec.identity.roster import SignedRoster, VerifiedRoster, verify_roster
@@ -236,6 +237,7 @@ def _verified(identity: Identity, certificate_der: bytes, role: Role, now: datet
         federation=identity.name.federation,
         role=role,
         now=now,
+        accepted=identity.accepted,
     )
 
 
@@ -243,7 +245,12 @@ def _read_roster(home: Path, identity: Identity, now: datetime) -> tuple[SignedR
     folder = home / FEDERATION
     signed = SignedRoster(_read(folder / "roster.json"), _read(folder / "roster.signature"))
     verified = verify_roster(
-        signed, intermediate_der=identity.intermediate_der, root_der=identity.root_der, federation=identity.name.federation, now=now
+        signed,
+        intermediate_der=identity.intermediate_der,
+        root_der=identity.root_der,
+        federation=identity.name.federation,
+        now=now,
+        accepted=identity.accepted,
     )
     if verified.roster.server_public_key != identity.signer.public_key:
         raise CertificateError("the CA's list names another server; have the CA issue a list for this one")
@@ -272,13 +279,16 @@ def _read_revocations(home: Path, identity: Identity, now: datetime, least: int)
     """Not older than the gateway's, which this process may not have seen, and not another list of the same number."""
     floor = read_floor(home / NODES.with_name("floors.json"))  # first: the gateway writes the list before its number
     der = _read(home / FEDERATION / "crl.der")
+    root_der, federation = identity.root_der, identity.name.federation
+    accepted = load_statement(home / IDENTITY, root_der=root_der, federation=federation)  # anew: one may come while a run goes on
     found = verify_crl(
         der,
         intermediate_der=identity.intermediate_der,
-        root_der=identity.root_der,
-        federation=identity.name.federation,
+        root_der=root_der,
+        federation=federation,
         now=now,
         minimum_number=max(least, floor.number),
+        accepted=accepted,
     )
     if floor.sha256 and found.number == floor.number and not hmac.compare_digest(hashlib.sha256(der).hexdigest(), floor.sha256):
         raise CertificateError(

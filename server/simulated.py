@@ -41,7 +41,12 @@ def _federation(plan: Plan, folder: RunFolder) -> Federation:
     ensure_identities(identities, names, federation=FEDERATION, cohort_size=plan.secagg.cohort_size, now=now)
     files, signer = load_federation(identities), load_server_signer(identities)
     verified = verify_roster(
-        files.signed_roster, intermediate_der=files.intermediate_der, root_der=files.root_der, federation=FEDERATION, now=now
+        files.signed_roster,
+        intermediate_der=files.intermediate_der,
+        root_der=files.root_der,
+        federation=FEDERATION,
+        now=now,
+        accepted=None,  # a throw-away CA that nobody rekeys
     )
     if verified.roster.server_public_key != signer.public_key:
         raise StorageError(f"the list of clients in {identities} names another server")

@@ -191,6 +191,7 @@ def crl(
         root_der=host.authority.root_der,
         federation=host.authority.federation,
         now=now,
+        accepted=None,  # the CA's own, made this moment
     )
     if out is not None:
         atomic_write_bytes(out, der)
@@ -230,6 +231,7 @@ def export(
 ) -> None:
     """Write what a gateway goes by into files, where it does not reach the CA."""
     from fedsec.files import atomic_write_bytes
+    from fedsec.identity.intermediates import STATEMENT_FILE
 
     bundle = _open(folder, passphrase_file).bundle(now=_now())
     _make_folder(out / "certificates")
@@ -240,6 +242,8 @@ def export(
     files |= {"intermediate.der": bundle.intermediate, "crl.der": bundle.crl}
     if bundle.roster:
         files |= {"roster.json": bundle.roster, "roster.signature": bundle.roster_signature}
+    if bundle.root_statement:
+        files[STATEMENT_FILE] = bundle.root_statement
     for name, data in files.items():
         atomic_write_bytes(out / name, data)
     print(json.dumps({"folder": str(out), "files": sorted(files)}) if as_json else f"{len(files)} files in {out}")

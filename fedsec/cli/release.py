@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from fedsec.admission.manifest import Release
+    from fedsec.identity.intermediates import AcceptedIntermediates
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -153,15 +154,19 @@ def verify(
     installed: bool = typer.Option(False, "--installed", help="The packages installed here must be the release's."),
     crl: Path | None = typer.Option(None, "--crl", help="Revocation list (DER); with --intermediate.", show_default=False),
     intermediate: Path | None = typer.Option(None, "--intermediate", help="Its issuer (DER).", show_default=False),
+    statement: Path | None = typer.Option(
+        None, "--statement", help="The root's newest statement (root-statement.bin).", show_default=False
+    ),
     as_json: bool = JSON,
 ) -> None:
     """Check a release as a site would; exits with an error that says what does not hold."""
     from fedsec.edge.release_tools import check_release, read_release
 
     release, root_der = read_release(file), _read(root)
+    accepted = _accepted(statement, root_der, release.manifest.federation)
     revoked = frozenset[int]()
     if crl is not None or intermediate is not None:
-        revoked = _revoked(crl, intermediate, root_der, release.manifest.federation)
+        revoked = _revoked(crl, intermediate, root_der, release.manifest.federation, accepted)
     verified = check_release(
         release,
         root_der=root_der,
@@ -171,6 +176,7 @@ def verify(
         revoked=revoked,
         fab=_read(fab) if fab is not None else None,
         installed=installed,
+        accepted=accepted,
     )
     facts = {**_facts(release), "counted": list(verified.approvers), "revocation_list": crl is not None}
     if as_json:
@@ -182,13 +188,23 @@ def verify(
     )
 
 
-def _revoked(crl: Path | None, intermediate: Path | None, root_der: bytes, federation: str) -> frozenset[int]:
+def _accepted(statement: Path | None, root_der: bytes, federation: str) -> AcceptedIntermediates | None:
+    from fedsec.identity.intermediates import verify_statement
+
+    return verify_statement(_read(statement), root_der=root_der, federation=federation) if statement is not None else None
+
+
+def _revoked(
+    crl: Path | None, intermediate: Path | None, root_der: bytes, federation: str, accepted: AcceptedIntermediates | None
+) -> frozenset[int]:
     from fedsec.errors import ConfigError
     from fedsec.identity.revocation import verify_crl
 
     if crl is None or intermediate is None:
         raise ConfigError("a revocation list is checked with its issuer", field="--crl", mend="give both --crl and --intermediate")
-    found = verify_crl(_read(crl), intermediate_der=_read(intermediate), root_der=root_der, federation=federation, now=_now())
+    found = verify_crl(
+        _read(crl), intermediate_der=_read(intermediate), root_der=root_der, federation=federation, now=_now(), accepted=accepted
+    )
     return found.serial_numbers
 
 

@@ -28,6 +28,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from fedsec.edge.loopback import HOST, make_loopback
 from fedsec.errors import ConfigError, FedsecError, StorageError
 from fedsec.files import exclusive_lock
 from fedsec.identity.folder import Identity, keep_private, load_identity, use_passphrase_file
+from fedsec.identity.intermediates import keep_statement
 from fedsec.identity.names import Role
 
 _logger = logging.getLogger(__name__)
@@ -96,6 +98,7 @@ class Agent:
             on_state=self._on_state,
             clock=utc_now,
             is_revoked=self._releases.is_revoked,
+            on_statement=self._take_statement,
         )
         guard = RunGuard(self._releases, self._loopback, self._status, clock=utc_now)
         self._app = FleetApp(
@@ -134,6 +137,19 @@ class Agent:
             self._status.set(since=utc_now().isoformat(timespec="seconds"))
         self._status.set(state=state.value, detail=sentence, clock_offset_s=round(self._link.offset_s, 1))
         self._node.look()
+
+    def _take_statement(self, statement: bytes) -> None:
+        """What the root says about its intermediates, with a bundle or with a refusal: kept, and in force from here on."""
+        identity = self._link.identity
+        try:
+            accepted = keep_statement(self._settings.identity, statement, root_der=identity.root_der, federation=identity.name.federation)
+        except FedsecError as error:
+            self._status.event("bundle", reason=str(error))
+            return
+        if accepted != identity.accepted:
+            _logger.warning("the root says anew which of its intermediates count: statement %d", accepted.number if accepted else 0)
+            self._link.identity = replace(identity, accepted=accepted)
+        self._releases.use(self._link.identity)
 
     # --- What goes on -----------------------------------------------------------------------------------------------------------------
 
@@ -214,6 +230,7 @@ class Agent:
             wait_s = BUNDLE_EVERY_S
             try:
                 bundle = await self._link.bundle()
+                self._take_statement(bundle.root_statement)
                 faults = await asyncio.to_thread(self._releases.offer, list(bundle.releases), bundle.crl)
                 for fault in faults:
                     self._status.event("bundle", reason=fault)

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedsec.edge.edge_client import EdgeSession, FlowerHeaders
 from fedsec.edge.refusal import Reason
-from fedsec.edge.service import EdgeStub
+from fedsec.edge.service import STATEMENT_METADATA, EdgeStub
 from fedsec.errors import ProtocolError
 from fedsec.identity.folder import Identity
 from fedsec.signing import Signer, decode_public_key
@@ -152,6 +152,12 @@ def reason_of(error: grpc.aio.AioRpcError) -> Reason | None:
         return Reason(word)
     except ValueError:
         return None
+
+
+def statement_of(error: grpc.aio.AioRpcError) -> bytes | None:
+    """The root's statement that came with a refusal, unverified."""
+    found = [value for key, value in error.trailing_metadata() or () if key == STATEMENT_METADATA]
+    return found[0] if found and isinstance(found[0], bytes) else None
 
 
 def sentence_of(error: grpc.aio.AioRpcError) -> str:

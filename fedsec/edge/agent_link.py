@@ -27,7 +27,16 @@ import grpc.aio
 
 import fedsec
 from fedsec.edge import edge_pb2
-from fedsec.edge.agent_channel import CallFailedError, Connection, FlowerSigner, LinkSettings, LinkState, reason_of, sentence_of
+from fedsec.edge.agent_channel import (
+    CallFailedError,
+    Connection,
+    FlowerSigner,
+    LinkSettings,
+    LinkState,
+    reason_of,
+    sentence_of,
+    statement_of,
+)
 from fedsec.edge.edge_client import Answer, EdgeSession, open_session
 from fedsec.edge.refusal import Reason
 from fedsec.edge.service import CLIENT_OPTIONS, EdgeStub
@@ -65,6 +74,7 @@ class Link:
         clock: this machine's, aware; the gateway's certificate is checked against it.
         jitter: draws from 0 to 1.
         is_revoked: whether the newest revocation list names a certificate; asked about the gateway's at each Hello.
+        on_statement: told of a root's statement that a refusal brought, unverified.
     """
 
     def __init__(
@@ -76,7 +86,9 @@ class Link:
         clock: Callable[[], datetime],
         jitter: Callable[[], float] = random.random,
         is_revoked: Callable[[int], bool] = lambda _serial_number: False,
+        on_statement: Callable[[bytes], None] = lambda _statement: None,
     ) -> None:
+        self._on_statement = on_statement
         self._is_revoked = is_revoked
         self._settings, self._on_state, self._clock, self._jitter = settings, on_state, clock, jitter
         self.identity = identity
@@ -156,6 +168,7 @@ class Link:
             agent_version=f"fedsec {fedsec.__version__}",
             now=self._clock(),
             timeout_s=HELLO_TIMEOUT_S,
+            accepted=identity.accepted,
         )
         if self._is_revoked(session.server_serial_number):
             raise RevokedError(f"the gateway's certificate {session.server_serial_number:X} was revoked; its operator must enrol it anew")
@@ -217,6 +230,8 @@ class Link:
 
     def _note_failure(self, error: grpc.aio.AioRpcError) -> None:
         sentence = sentence_of(error)
+        if (statement := statement_of(error)) is not None:
+            self._on_statement(statement)
         if error.code() is _CODE.UNAUTHENTICATED:
             self._change(LinkState.UNAUTHORISED, sentence)
         elif self._clock() > self.identity.not_after:
@@ -235,8 +250,11 @@ class Link:
         self._on_state(state, sentence)
 
     def check_server(self) -> None:
-        """Another revocation list came: leave a server that is on it, at once."""
-        if self._current is not None and self._is_revoked(self._current.session.server_serial_number):
+        """Another revocation list or statement of the root came: leave a server that may not count any more, at once."""
+        current = self._current
+        if current is None:
+            return
+        if self._is_revoked(current.session.server_serial_number) or current.identity.accepted != self.identity.accepted:
             self._ready.clear()
             self._stale.set()
 

@@ -123,6 +123,7 @@ class ReleaseStore:
             intermediate_der=identity.intermediate_der,
             root_der=identity.root_der,
             federation=identity.name.federation,
+            accepted=identity.accepted,
         )
         self._crl = self._read_crl()
         self.floor = _read_floor(floor_file)
@@ -135,6 +136,24 @@ class ReleaseStore:
     def is_revoked(self, serial_number: int) -> bool:
         """Whether the newest list seen names a certificate; without a list, no."""
         return self._crl is not None and serial_number in self._crl.serial_numbers
+
+    def use(self, identity: Identity) -> None:
+        """Go by the root's newest statement, and by a new issuer, from here on: what is below a void intermediate counts no more.
+
+        Args:
+            identity: of the same name and root; nothing happens if issuer and statement are those in use.
+        """
+        known = self._identity
+        if (identity.accepted, identity.intermediate_der) == (known.accepted, known.intermediate_der):
+            return
+        with self._lock:
+            self._identity = identity
+            self._kept = replace(
+                self._kept,
+                intermediate_der=identity.intermediate_der,
+                accepted=identity.accepted,
+            )
+            self._crl = self._read_crl()
 
     def offer(self, releases: Iterable[bytes], crl_der: bytes) -> list[str]:
         """Take what the gateway handed out; it is judged when it is needed.
@@ -231,6 +250,7 @@ class ReleaseStore:
             federation=self._policy.federation,
             role=Role.ADMIN,
             now=approval.approved_at,
+            accepted=self._identity.accepted,
         )
         return Approver(peer.name.name, peer.public_key, peer.serial_number)
 

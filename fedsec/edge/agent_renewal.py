@@ -99,6 +99,7 @@ class Renewal:
             federation=name.federation,
             role=name.role,
             now=max(self._clock(), identity.not_before),
+            accepted=identity.accepted,
         )
 
     async def _use(self, identity: Identity) -> None:

@@ -152,6 +152,7 @@ def _fetch_crl(home: Path, identity: Identity, claims: Token, address: str | Non
         intermediate_der=identity.intermediate_der,
         root_der=identity.root_der,
         federation=identity.name.federation,
+        accepted=identity.accepted,
     )
     kept.take(der, now=utc_now())
 

@@ -27,6 +27,7 @@ from fedsec.errors import FedsecError, StorageError
 from fedsec.files import atomic_write_bytes
 from fedsec.identity.enrolment import RenewalRequest, check_renewal, make_renewal
 from fedsec.identity.folder import Identity, replace_certificate
+from fedsec.identity.intermediates import STATEMENT_FILE, newer_statement
 from fedsec.identity.names import check_name
 from fedsec.identity.revocation import RevokedError, verify_crl
 from fedsec.identity.verify import VerifiedPeer
@@ -55,7 +56,7 @@ def check_request(certificate_der: bytes, peer: VerifiedPeer, request: edge_pb2.
         raise Refused(Reason.MALFORMED, "a request for renewal that is none")
     chain = {"intermediate_der": identity.intermediate_der, "root_der": identity.root_der}
     try:
-        check_renewal(_renewal(certificate_der, request), **chain, federation=identity.name.federation, now=now)
+        check_renewal(_renewal(certificate_der, request), **chain, federation=identity.name.federation, now=now, accepted=identity.accepted)
     except FedsecError as error:
         raise Refused(Reason.RENEWAL, f"{peer.name.name}: {error}") from None
 
@@ -152,7 +153,7 @@ def store_crl(
         if path.read_bytes() == der:
             return False
     chain = {"intermediate_der": identity.intermediate_der, "root_der": identity.root_der}
-    crl = verify_crl(der, **chain, federation=identity.name.federation, now=now, minimum_number=minimum_number)
+    crl = verify_crl(der, **chain, federation=identity.name.federation, now=now, minimum_number=minimum_number, accepted=identity.accepted)
     check(crl.number, der)
     atomic_write_bytes(path, der)
     return True
@@ -170,6 +171,8 @@ def store_bundle(
 ) -> VerifiedBundle:
     """Write what the CA says down if all of it verifies: certificates first, the list of clients last.
 
+    The root's statement is written before all of that, for it stands by itself: ``Trust`` takes it up.
+
     Args:
         folder: ``federation/``.
         bundle: as fetched.
@@ -183,13 +186,17 @@ def store_bundle(
         VerificationError, DecodeError: something does not verify; nothing was written.
         StorageError: the file system refused.
     """
+    root_der, federation, known = identity.root_der, identity.name.federation, identity.accepted
+    if newer_statement(bundle.root_statement, root_der=root_der, federation=federation, known=known) is not None:
+        _write_if_other(folder / STATEMENT_FILE, bundle.root_statement)
     found = verify_bundle(
         bundle,
-        root_der=identity.root_der,
-        federation=identity.name.federation,
+        root_der=root_der,
+        federation=federation,
         now=now,
         minimum_version=minimum_version,
         minimum_number=minimum_number,
+        known=known,
     )
     check(found.crl.number, bundle.crl)
     certificates = folder / "certificates"

@@ -9,7 +9,7 @@
     tls/cert.pem  tls/key.pem    the enrolment service's own certificate, self-signed
     roster.json  roster.signature  crl.der    the newest lists, for operators to copy; made again from the register
     ca.toml                      settings
-    intermediates.json  .signature    after a rekey: the root's statement of the intermediates that count
+    root-statement.bin           after a rekey: the root's statement of the intermediates' keys that count
     rekey/                       a rekey that was decided and not finished: the next call finishes it
 
 1. The register comes first, in one transaction; then the lists that follow from it; then the log; then the files; then the answer. After
@@ -42,6 +42,7 @@ from fedsec.files import atomic_write_bytes, exclusive_lock, fsync_folder
 from fedsec.identity import enrolment
 from fedsec.identity.ca import CertificateAuthority
 from fedsec.identity.folder import keep_private, load_key
+from fedsec.identity.intermediates import read_statement
 from fedsec.identity.issuing import current_roster, is_signed_by, latest_crl, latest_roster
 from fedsec.identity.names import Role
 from fedsec.identity.register import Register
@@ -273,7 +274,16 @@ class CaHost:
             log_key=public,
             log_key_signature=self.authority.signer.sign(LOG_KEY_LABEL, public),
             log_head=head,
+            root_statement=self.statement(),
         )
+
+    def statement(self) -> bytes:
+        """The root's newest statement of the intermediates that count; empty: it never made one.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        return read_statement(self.folder)
 
     def renew_intermediate(self, *, now: datetime) -> datetime:
         """A new certificate for the intermediate, for the same key; needs the root's key.

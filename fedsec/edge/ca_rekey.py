@@ -2,7 +2,8 @@
 
 1. Needs the root's key, and the service stopped: a running one refuses everything from then on.
 2. Everything that the old key signed counts no more here: tokens, lists, certificates. Every peer enrols anew, and may keep its key.
-3. The root signs a numbered statement of the intermediates that count (``identity.intermediates``).
+3. The root signs a numbered statement of the intermediates' keys that count (``identity.intermediates``). It travels with every certificate and
+   with the bundle; whoever has it refuses what the old key signs.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from pathlib import Path
 from fedsec.errors import StorageError
 from fedsec.files import atomic_write_bytes, fsync_folder
 from fedsec.identity.ca import CertificateAuthority
-from fedsec.identity.intermediates import make_statement, verify_statement
+from fedsec.identity.intermediates import STATEMENT_FILE, load_statement, make_statement
 
-REKEY, STATEMENT, STATEMENT_SIGNATURE = "rekey", "intermediates.json", "intermediates.signature"
+REKEY = "rekey"
 
 
 def write_rekey(folder: Path, authority: CertificateAuthority, *, now: datetime, passphrase: bytes | None) -> int:
@@ -37,13 +38,14 @@ def write_rekey(folder: Path, authority: CertificateAuthority, *, now: datetime,
         StorageError: the file system refused.
     """
     fresh, root = authority.with_fresh_intermediate(now=now)
-    number = _statement_number(folder, fresh) + 1
-    body, signature = make_statement(root, federation=fresh.federation, number=number, intermediates=[fresh.intermediate_der])
+    known = load_statement(folder, root_der=fresh.root_der, federation=fresh.federation)
+    number = known.number + 1 if known is not None else 1
+    statement = make_statement(root, federation=fresh.federation, number=number, public_keys=[fresh.signer.public_key])
     new = folder / f".rekey.{secrets.token_hex(4)}.new"
     try:
         new.mkdir(mode=0o700)
         atomic_write_bytes(new / "intermediate-key.pem", fresh.signer.to_pem(passphrase=passphrase), mode=0o600)
-        for name, data in (("intermediate.der", fresh.intermediate_der), (STATEMENT, body), (STATEMENT_SIGNATURE, signature)):
+        for name, data in (("intermediate.der", fresh.intermediate_der), (STATEMENT_FILE, statement)):
             atomic_write_bytes(new / name, data)
         new.rename(folder / REKEY)  # from here on it is decided
         fsync_folder(folder)
@@ -64,21 +66,10 @@ def finish_rekey(folder: Path) -> None:
     new = folder / REKEY
     try:
         if new.is_dir():
-            for name in ("intermediate-key.pem", "intermediate.der", STATEMENT, STATEMENT_SIGNATURE):
+            for name in ("intermediate-key.pem", "intermediate.der", STATEMENT_FILE):
                 if (new / name).exists():
                     (new / name).replace(folder / name)
             new.rmdir()
             fsync_folder(folder)
     except OSError as error:
         raise StorageError(f"the rekey in {new} cannot be finished: {error.strerror or error}") from error
-
-
-def _statement_number(folder: Path, authority: CertificateAuthority) -> int:
-    """Of the newest statement; 0 if there was none."""
-    try:
-        body, signature = (folder / STATEMENT).read_bytes(), (folder / STATEMENT_SIGNATURE).read_bytes()
-    except FileNotFoundError:
-        return 0
-    except OSError as error:
-        raise StorageError(f"cannot read the root's statement in {folder}: {error.strerror or error}") from error
-    return verify_statement(body, signature, root_der=authority.root_der, federation=authority.federation).number

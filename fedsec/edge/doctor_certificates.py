@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from fedsec.edge.doctor_findings import Finding, finding, ok, settle
-from fedsec.errors import CertificateError, DecodeError
+from fedsec.errors import CertificateError, DecodeError, VerificationError
+from fedsec.identity.intermediates import verify_statement
 from fedsec.identity.names import PeerName, Role
 from fedsec.identity.revocation import RevokedError, verify_crl
 from fedsec.identity.tokens import Token, read_token
@@ -147,19 +148,25 @@ def _examine_rest(prefix: str, leaf: x509.Certificate, chain: Chain, name: PeerN
             federation=name.federation,
             role=name.role,
             now=max(leaf.not_valid_before_utc, intermediate.not_valid_before_utc),
+            accepted=None,  # examine_issuers says it
         )
     except (CertificateError, ValueError) as error:
         return [finding(f"{prefix}.unsound", f"{error}")]
     return []
 
 
-def examine_issuers(intermediate_der: bytes, root_der: bytes, *, now: datetime) -> list[Finding]:
-    """Root and intermediate of a folder."""
+def examine_issuers(intermediate_der: bytes, root_der: bytes, *, now: datetime, statement: bytes = b"") -> list[Finding]:
+    """Root and intermediate of a folder, and what the root says about the intermediate, if anything."""
     try:
         issuers = check_issuers(intermediate_der, root_der)
     except CertificateError as error:
         return [finding("issuer.unsound", f"{error}")]
     found = []
+    if statement:
+        try:
+            verify_statement(statement, root_der=root_der, federation=issuers.federation).check(issuers.public_key)
+        except (VerificationError, DecodeError) as error:
+            found.append(finding("issuer.void", f"{error}"))
     for what, certificate in (("root", issuers.root), ("intermediate", issuers.intermediate)):
         end = certificate.not_valid_after_utc
         if now > end:
@@ -188,7 +195,7 @@ def examine_crl(crl: bytes, chain: Chain, serial_numbers: dict[str, int], *, now
         issuers = check_issuers(chain.intermediate_der, chain.root_der)
         made = x509.load_der_x509_crl(crl).last_update_utc
         trusted = {"intermediate_der": chain.intermediate_der, "root_der": chain.root_der, "federation": issuers.federation}
-        listed = verify_crl(crl, **trusted, now=max(made, issuers.intermediate.not_valid_before_utc))  # type: ignore[arg-type]
+        listed = verify_crl(crl, **trusted, now=max(made, issuers.intermediate.not_valid_before_utc), accepted=None)  # type: ignore[arg-type]
     except (CertificateError, ValueError, UnsupportedAlgorithm) as error:
         return [finding("revocation.unknown", f"the revocation list cannot be used: {error}")]
     found = []

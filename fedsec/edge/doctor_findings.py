@@ -70,6 +70,7 @@ _FAULTS = {
     "certificate.refused": "compare the clocks of both hosts, and ask the operator whether the server trusts this root and has its newest lists",
     "issuer.expired": "the CA's operator runs fedsec ca renew-intermediate and clients renew; an expired root is a new federation",
     "issuer.not-yet-valid": "set the clock: see the line about the clock",
+    "issuer.void": "the CA was rekeyed: take a new token and enrol with --keep-key, the server first; a damaged statement: put back the CA's",
     "issuer.unsound": "restore root.der and intermediate.der from the CA (both are public); a root that changed is another federation",
     "clock.off": "set the clock and let NTP keep it (timedatectl set-ntp true); certificates allow for five minutes",
     "name.unresolved": "check the spelling in agent.toml and the DNS server, or write the IP address",

@@ -23,6 +23,7 @@ from fedsec.edge.server_settings import SETTINGS_FILE as SERVER_FILE
 from fedsec.edge.server_settings import load_server_settings
 from fedsec.errors import CertificateError, ConfigError, StorageError
 from fedsec.identity.folder import CERTIFICATE, INTERMEDIATE, KEY, MAX_FILE_BYTES, ROOT, load_key
+from fedsec.identity.intermediates import STATEMENT_FILE
 from fedsec.identity.names import PeerName, Role
 from fedsec.identity.verify import claimed_name
 from fedsec.signing import Signer, encode_public_key
@@ -137,7 +138,7 @@ def read_own(folder: Path, expected: Expected, *, passphrase: bytes | None, now:
     if not certificate:
         return Own(signer, b"", intermediate, root, None, (*found, finding("certificate.missing", f"{folder / CERTIFICATE} is not there")))
     found += _judge_certificate(Chain(certificate, intermediate, root), signer, expected, now)
-    found += examine_issuers(intermediate, root, now=now)
+    found += examine_issuers(intermediate, root, now=now, statement=_read(folder / STATEMENT_FILE))
     return Own(signer, certificate, intermediate, root, _name(certificate), tuple(dict.fromkeys(found)))
 
 

@@ -42,6 +42,7 @@ from fedsec.edge.signing import (
     verify_reply,
 )
 from fedsec.errors import CertificateError, DecodeError, SignatureError
+from fedsec.identity.intermediates import AcceptedIntermediates
 from fedsec.identity.names import Role
 from fedsec.identity.verify import verify_peer
 from fedsec.signing import Signer
@@ -246,6 +247,7 @@ async def open_session(
     agent_version: str,
     now: datetime,
     timeout_s: float = 10.0,
+    accepted: AcceptedIntermediates | None = None,
 ) -> EdgeSession:
     """Say Hello and check who answers.
 
@@ -259,6 +261,7 @@ async def open_session(
         agent_version: for the gateway's audit log.
         now: aware; the edge's clock, against which the gateway's certificate is checked.
         timeout_s: for the call.
+        accepted: the root's newest statement that the agent has.
 
     Raises:
         CertificateError: the other end is not that server.
@@ -275,6 +278,7 @@ async def open_session(
         federation=federation,
         role=Role.SERVER,
         now=now.astimezone(UTC),
+        accepted=accepted,
     )
     if peer.name.name != server_name:
         raise CertificateError(f"the gateway is the server {peer.name.name}, not {server_name}")

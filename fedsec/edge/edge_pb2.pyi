@@ -239,11 +239,14 @@ class BundleReply(google.protobuf.message.Message):
     CRL_FIELD_NUMBER: builtins.int
     INTERMEDIATE_FIELD_NUMBER: builtins.int
     ROSTER_VERSION_FIELD_NUMBER: builtins.int
+    ROOT_STATEMENT_FIELD_NUMBER: builtins.int
     crl: builtins.bytes
     """DER"""
     intermediate: builtins.bytes
     """DER"""
     roster_version: builtins.int
+    root_statement: builtins.bytes
+    """identity.intermediates: signature and body; empty: the root never made one"""
     @property
     def releases(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """each a release file as the operator put it there, the newest first"""
@@ -255,7 +258,8 @@ class BundleReply(google.protobuf.message.Message):
         crl: builtins.bytes = ...,
         intermediate: builtins.bytes = ...,
         roster_version: builtins.int = ...,
+        root_statement: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["crl", b"crl", "intermediate", b"intermediate", "releases", b"releases", "roster_version", b"roster_version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["crl", b"crl", "intermediate", b"intermediate", "releases", b"releases", "root_statement", b"root_statement", "roster_version", b"roster_version"]) -> None: ...
 
 global___BundleReply = BundleReply

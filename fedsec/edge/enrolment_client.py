@@ -47,6 +47,7 @@ from fedsec.files import atomic_write_bytes
 from fedsec.identity.csr import make_csr
 from fedsec.identity.enrolment import RenewalRequest
 from fedsec.identity.folder import Identity, create_identity, load_identity, load_key, read_secret, replace_certificate
+from fedsec.identity.intermediates import AcceptedIntermediates, keep_statement, newer_statement, verify_statement
 from fedsec.identity.names import Role
 from fedsec.identity.revocation import RevocationList, RevokedError, verify_crl
 from fedsec.identity.roster import SignedRoster, VerifiedRoster, verify_roster
@@ -75,11 +76,13 @@ class Enrolled:
         certificate_der: it.
         intermediate_der: its issuer.
         root_der: the root to pin.
+        statement: the root's newest, of the intermediates that count; empty: none.
     """
 
     certificate_der: bytes
     intermediate_der: bytes
     root_der: bytes
+    statement: bytes
 
 
 @dataclass(frozen=True)
@@ -207,12 +210,14 @@ def enrol(
     with ca_channel(where, claims.service_sha256, timeout_s=timeout_s) as channel:
         reply = _call(channel, ENROL, EnrolRequest(token.strip(), make_csr(signer)), IssuedReply, timeout_s)
     _check_answer(reply, claims, signer, clock() if clock is not None else datetime.now(tz=UTC))
-    return Enrolled(reply.certificate, reply.intermediate, reply.root)
+    return Enrolled(reply.certificate, reply.intermediate, reply.root, reply.root_statement)
 
 
 def _check_answer(reply: IssuedReply, claims: Token, signer: Signer, now: datetime) -> None:
     if not hmac.compare_digest(hashlib.sha256(reply.root).digest(), claims.root_sha256):
         raise CertificateError("the service answered with another root than the token names")
+    statement = reply.root_statement
+    accepted = verify_statement(statement, root_der=reply.root, federation=claims.federation) if statement else None
     peer = verify_peer(
         reply.certificate,
         intermediate_der=reply.intermediate,
@@ -220,6 +225,7 @@ def _check_answer(reply: IssuedReply, claims: Token, signer: Signer, now: dateti
         federation=claims.federation,
         role=claims.role,
         now=now,
+        accepted=accepted,
     )
     if peer.public_key != signer.public_key:
         raise CertificateError("the service answered with a certificate for another key")
@@ -256,6 +262,7 @@ def enrol_folder(
     if keep_key:
         kept = load_identity(folder, passphrase=passphrase)
         enrolled = enrol(address, token, kept.signer, timeout_s=timeout_s)
+        keep_statement(folder, enrolled.statement, root_der=kept.root_der, federation=kept.name.federation)
         return replace_certificate(folder, enrolled.certificate_der, enrolled.intermediate_der, passphrase=passphrase)
     if folder.is_dir() and any(folder.iterdir()):
         raise StorageError(f"{folder} holds an identity already; keep its key with --keep-key, or move it away to enrol anew")
@@ -270,7 +277,15 @@ def enrol_folder(
     except RevokedError:
         pending.unlink(missing_ok=True)  # this key never gets a certificate again
         raise
-    create_identity(folder, signer, enrolled.certificate_der, enrolled.intermediate_der, enrolled.root_der, passphrase=passphrase)
+    create_identity(
+        folder,
+        signer,
+        enrolled.certificate_der,
+        enrolled.intermediate_der,
+        enrolled.root_der,
+        passphrase=passphrase,
+        statement=enrolled.statement,
+    )
     pending.unlink(missing_ok=True)
     return load_identity(folder, passphrase=passphrase)
 
@@ -291,7 +306,7 @@ def renew(channel: grpc.Channel, request: RenewalRequest, *, timeout_s: float = 
     """
     message = RenewRequest(request.certificate_der, request.csr, request.time_ms, request.signature)
     reply = _call(channel, RENEW, message, IssuedReply, timeout_s)
-    return Enrolled(reply.certificate, reply.intermediate, reply.root)
+    return Enrolled(reply.certificate, reply.intermediate, reply.root, reply.root_statement)
 
 
 def fetch_bundle(channel: grpc.Channel, *, timeout_s: float = TIMEOUT_S) -> Bundle:
@@ -305,7 +320,14 @@ def fetch_crl(channel: grpc.Channel, *, timeout_s: float = TIMEOUT_S) -> bytes:
 
 
 def verify_bundle(
-    bundle: Bundle, *, root_der: bytes, federation: str, now: datetime, minimum_version: int = 0, minimum_number: int = 0
+    bundle: Bundle,
+    *,
+    root_der: bytes,
+    federation: str,
+    now: datetime,
+    minimum_version: int = 0,
+    minimum_number: int = 0,
+    known: AcceptedIntermediates | None = None,
 ) -> VerifiedBundle:
     """Check a bundle, from the service or from files.
 
@@ -316,15 +338,17 @@ def verify_bundle(
         now: aware.
         minimum_version: the highest version of the roster seen so far.
         minimum_number: the highest number of the revocation list seen so far.
+        known: the root's newest statement seen so far.
 
     Raises:
-        CertificateError: an unsound chain, an old list, a list that has ended, a certificate that is not the listed client's.
+        CertificateError: an unsound chain, an old statement of the root or none where one was seen, an old list, a list that has ended, a certificate that is not the listed client's.
         SignatureError: the roster, or the log.
         DecodeError: the roster, or the log's head.
         LogProofError: another log's head.
     """
     chain = {"intermediate_der": bundle.intermediate, "root_der": root_der}
-    crl = verify_crl(bundle.crl, **chain, federation=federation, now=now, minimum_number=minimum_number)
+    accepted = newer_statement(bundle.root_statement, root_der=root_der, federation=federation, known=known)
+    crl = verify_crl(bundle.crl, **chain, federation=federation, now=now, minimum_number=minimum_number, accepted=accepted)
     verify_signature(check_issuers(**chain).public_key, LOG_KEY_LABEL, bundle.log_key, bundle.log_key_signature)
     head = verify_head(bundle.log_head, bundle.log_key)
     if not bundle.roster:
@@ -332,10 +356,10 @@ def verify_bundle(
             raise CertificateError(f"roster: none, where version {minimum_version} was seen")
         return VerifiedBundle(None, crl, {}, head)
     signed = SignedRoster(bundle.roster, bundle.roster_signature)
-    roster = verify_roster(signed, **chain, federation=federation, now=now, minimum_version=minimum_version)
+    roster = verify_roster(signed, **chain, federation=federation, now=now, minimum_version=minimum_version, accepted=accepted)
     members = roster.roster.by_id
     for client_id, der in bundle.certificates.items():
-        peer = verify_peer(der, **chain, federation=federation, role=Role.NODE, now=now)
+        peer = verify_peer(der, **chain, federation=federation, role=Role.NODE, now=now, accepted=accepted)
         crl.check(peer.serial_number)
         if client_id not in members or (peer.name.name, peer.public_key) != (client_id, members[client_id].public_key):
             raise CertificateError(f"the certificate of {client_id[:140]} is not for a name and key on the list")

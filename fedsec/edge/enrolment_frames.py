@@ -61,11 +61,12 @@ class Empty:
 
 @dataclass(frozen=True)
 class IssuedReply:
-    """A certificate, the chain above it."""
+    """A certificate, the chain above it, and the root's newest statement (empty: none)."""
 
     certificate: bytes = field(repr=False)
     intermediate: bytes = field(repr=False)
     root: bytes = field(repr=False)
+    root_statement: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Bundle:
         log_key: the key of the CA's transparency log, 33 bytes.
         log_key_signature: the intermediate's.
         log_head: an encoded ``translog.head.SignedHead``: the log of all that was issued, revoked and listed.
+        root_statement: which intermediates the root stands by (``identity.intermediates``); empty: all of them.
     """
 
     roster: bytes = field(repr=False)
@@ -91,6 +93,7 @@ class Bundle:
     log_key: bytes = field(repr=False)
     log_key_signature: bytes = field(repr=False)
     log_head: bytes = field(repr=False)
+    root_statement: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ _TABLES: dict[type, Table] = {
     EnrolRequest: {"token": TEXT, "csr": _BYTES},
     RenewRequest: {"certificate": _BYTES, "csr": _BYTES, "time_ms": INTEGER, "signature": _BYTES},
     Empty: {},
-    IssuedReply: {"certificate": _BYTES, "intermediate": _BYTES, "root": _BYTES},
+    IssuedReply: {"certificate": _BYTES, "intermediate": _BYTES, "root": _BYTES, "root_statement": _BYTES},
     Bundle: {
         "roster": _BYTES,
         "roster_signature": _BYTES,
@@ -144,6 +147,7 @@ _TABLES: dict[type, Table] = {
         "log_key": _BYTES,
         "log_key_signature": _BYTES,
         "log_head": _BYTES,
+        "root_statement": _BYTES,
     },
     CrlReply: {"crl": _BYTES},
 }

@@ -194,7 +194,7 @@ class EnrolmentService:
 
     def _issued(self, record: Record) -> tuple[bytes, str]:
         authority = self._host.authority
-        reply = IssuedReply(record.certificate_der, authority.intermediate_der, authority.root_der)
+        reply = IssuedReply(record.certificate_der, authority.intermediate_der, authority.root_der, self._host.statement())
         return encode(reply), f"{claimed_name(record.certificate_der).uri} {record.serial_number:X}"
 
     def _bundle(self, data: bytes) -> tuple[bytes, str]:

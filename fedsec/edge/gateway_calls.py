@@ -33,7 +33,7 @@ from fedsec.edge.gateway_state import GatewayState
 from fedsec.edge.pulling import Forwarded, pull_messages, pull_object
 from fedsec.edge.refusal import Reason, Refused
 from fedsec.edge.replies import push_messages, push_object
-from fedsec.edge.service import REPLY_CHUNK, encode_piece, pieces
+from fedsec.edge.service import REPLY_CHUNK, STATEMENT_METADATA, encode_piece, pieces
 from fedsec.edge.sessions import Session
 from fedsec.edge.signing import (
     DELIVERY_BYTES,
@@ -160,6 +160,7 @@ class EdgeService:
                 crl=standing.crl_der,
                 intermediate=standing.identity.intermediate_der,
                 roster_version=standing.roster.version if standing.roster is not None else 0,
+                root_statement=standing.statement,
             )
             self._state.limiter.answer(call.peer.public_key, reply.ByteSize(), self._state.monotonic())
             return reply
@@ -310,7 +311,13 @@ class EdgeService:
                 state.limiter.leave(call.peer.public_key)
         state.log_call(facts | ({"refused": refusal.reason.value} if refusal else {}), started)
         if refusal is not None:
-            await context.abort(refusal.status, str(refusal))
+            await context.abort(refusal.status, str(refusal), self._with_statement(refusal))
+
+    def _with_statement(self, refusal: Refused) -> tuple[tuple[str, bytes], ...]:
+        """The root's statement, for a caller whose intermediate may be void: it gets no bundle, and may be talking to a thief next."""
+        statement = self._state.trust.standing.statement
+        told = refusal.reason in (Reason.CERTIFICATE, Reason.NO_REVOCATION_LIST) and statement
+        return ((STATEMENT_METADATA, statement),) if told else ()
 
     def _caller(self, context: Any, facts: dict[str, Any]) -> tuple[VerifiedPeer, bytes]:
         if self._state.stopping.is_set():

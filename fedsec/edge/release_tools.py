@@ -25,6 +25,7 @@ from fedsec.edge.appfolder import write_app_folder
 from fedsec.errors import AdmissionError, ConfigError, FedsecError, StorageError
 from fedsec.files import atomic_write_bytes
 from fedsec.identity.folder import load_identity
+from fedsec.identity.intermediates import AcceptedIntermediates
 from fedsec.identity.names import Role
 from fedsec.identity.verify import BACKDATE, verify_peer
 
@@ -125,6 +126,7 @@ def sign_release(release: Release, identity_folder: Path, *, now: datetime) -> t
         federation=identity.name.federation,
         role=Role.ADMIN,
         now=now,
+        accepted=identity.accepted,
     )
     signed = approve(release, identity.signer, certificate=identity.certificate_der, intermediate=identity.intermediate_der, now=now)
     return signed, identity.name.name
@@ -140,6 +142,7 @@ def check_release(
     revoked: frozenset[int],
     fab: bytes | None = None,
     installed: bool = False,
+    accepted: AcceptedIntermediates | None = None,
 ) -> VerifiedRelease:
     """Check a release as a site would that accepted none before.
 
@@ -152,6 +155,7 @@ def check_release(
         revoked: serial numbers that count no more.
         fab: if given, it must be the release's.
         installed: whether the packages installed here must be the release's.
+        accepted: the root's newest statement, where it made one.
 
     Raises:
         AdmissionError: says what does not hold.
@@ -165,6 +169,7 @@ def check_release(
             federation=release.manifest.federation,
             role=Role.ADMIN,
             now=approval.approved_at,
+            accepted=accepted,
         )
         return Approver(peer.name.name, peer.public_key, peer.serial_number)
 

@@ -12,6 +12,9 @@ from typing import Any, TypeAlias
 from fedsec.edge import edge_pb2
 from fedsec.edge.signing import MAX_CHUNK_BYTES
 
+STATEMENT_METADATA = "fedsec-root-statement-bin"
+"""Trailing metadata of a refusal: the root's newest statement of its intermediates (``identity.intermediates``)."""
+
 SERVICE = "fedsec.edge.v1.Edge"
 
 MAX_MESSAGE_BYTES = MAX_CHUNK_BYTES + 64 * 1024

@@ -8,7 +8,10 @@
 4. A caller passes if its certificate is a node's of this federation, valid now, and not revoked: each call anew. What does not depend
    on the time is remembered for a certificate.
 
-Files below the server's home: ``identity/``, ``federation/{crl.der,roster.json,roster.signature,certificates/<client id>.der}``,
+5. The root's statement of its intermediates (``federation/root-statement.bin``, from the CA or an operator) is taken up into the identity's
+   folder and counts at once. If it leaves out the server's own intermediate nobody passes, as an outage, until the server enrolled anew.
+
+Files below the server's home: ``identity/``, ``federation/{crl.der,roster.json,roster.signature,root-statement.bin,certificates/<client id>.der}``,
 ``gateway/floors.json``.
 """
 
@@ -21,7 +24,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -29,6 +32,7 @@ from fedsec.edge.refusal import Reason, Refused
 from fedsec.errors import CertificateError, FedsecError, StorageError
 from fedsec.files import atomic_write_json
 from fedsec.identity.folder import Identity, load_identity
+from fedsec.identity.intermediates import MAX_STATEMENT_BYTES, STATEMENT_FILE, keep_statement, newer_statement, read_statement
 from fedsec.identity.names import Role, check_name
 from fedsec.identity.revocation import MAX_CRL_BYTES, RevocationList, RevokedError, verify_crl
 from fedsec.identity.roster import Roster, SignedRoster, verify_roster
@@ -50,6 +54,7 @@ class Standing:
         crl_der: its bytes; empty if there is none.
         roster: None: there is none that could be verified.
         serial_numbers: of the certificates that the CA holds for the current ones, by client id; some may be unknown.
+        statement: the root's newest, as it is handed out; empty: none.
     """
 
     identity: Identity
@@ -57,6 +62,7 @@ class Standing:
     crl_der: bytes
     roster: Roster | None
     serial_numbers: dict[str, int]
+    statement: bytes = b""
 
 
 class Trust:
@@ -92,14 +98,19 @@ class Trust:
         self._remembered: OrderedDict[bytes, VerifiedPeer] = OrderedDict()
         self.floors, self.crl_sha256 = _read_floors(home / "gateway" / "floors.json")
         self._written: dict[str, int | str] = {**self.floors, "crl_sha256": self.crl_sha256}
-        self.standing = Standing(self._load_identity(), None, b"", None, {})
+        self.standing = Standing(self._load_identity(), None, b"", None, {}, read_statement(home / "identity"))
         self.reload()
 
     def reload(self) -> bool:
         """Read what changed; True if anything did. Faults are told, not raised."""
         before = self.standing
         for what, files, load in (
-            ("identity", ("identity/certificate.der", "identity/intermediate.der", "identity/key.pem"), self._reload_identity),
+            ("root's statement", (f"federation/{STATEMENT_FILE}",), self._reload_statement),
+            (
+                "identity",
+                ("identity/certificate.der", "identity/intermediate.der", "identity/key.pem", f"identity/{STATEMENT_FILE}"),
+                self._reload_identity,
+            ),
             ("revocation list", ("federation/crl.der",), self._reload_crl),
             ("list of clients", ("federation/roster.json", "federation/roster.signature", "federation/certificates"), self._reload_roster),
         ):
@@ -133,6 +144,10 @@ class Trust:
         """
         now, standing = self._clock(), self.standing
         try:
+            standing.identity.check_own_issuer()
+        except CertificateError as error:
+            raise Refused(Reason.NO_REVOCATION_LIST, f"the gateway's own {error}") from None
+        try:
             peer = self._verified(certificate_der, now)
         except CertificateError as error:
             raise Refused(Reason.CERTIFICATE, str(error)) from None
@@ -157,6 +172,10 @@ class Trust:
         now, standing = self._clock(), self.standing
         if standing.crl is None or standing.roster is None:
             return False
+        try:
+            standing.identity.check_own_issuer()
+        except CertificateError:
+            return False
         in_time = now < standing.crl.next_update and now <= standing.roster.not_after
         return in_time and standing.identity.not_before <= now <= standing.identity.not_after
 
@@ -171,6 +190,7 @@ class Trust:
                 federation=self._federation,
                 role=Role.NODE,
                 now=now,
+                accepted=identity.accepted,
             )
             self._remembered[certificate_der] = peer
             while len(self._remembered) > _REMEMBERED:
@@ -185,13 +205,25 @@ class Trust:
             raise CertificateError(f"the identity is {name.uri}, not the server {self._server_name} of {self._federation}; see server.toml")
         return identity
 
+    def _reload_statement(self) -> None:
+        offered = self._home / "federation" / STATEMENT_FILE
+        if not offered.exists():  # the root never made one, or the operator took it away: the one in the identity's folder stays
+            return
+        data, identity = _read(offered, MAX_STATEMENT_BYTES), self.standing.identity
+        if self._read_only:
+            accepted = newer_statement(data, root_der=identity.root_der, federation=self._federation, known=identity.accepted)
+        else:
+            accepted = keep_statement(self._home / "identity", data, root_der=identity.root_der, federation=self._federation)
+        self._remembered.clear()
+        self._replace(identity=replace(identity, accepted=accepted), statement=data)
+
     def _reload_identity(self) -> None:
         identity = self._load_identity()
         if identity != self.standing.identity:
             if identity.root_der != self.standing.identity.root_der:
                 raise CertificateError("the identity has another root; the gateway goes on with the old one until it is started again")
             self._remembered.clear()
-            self._replace(identity=identity)
+            self._replace(identity=identity, statement=read_statement(self._home / "identity"))
 
     def _reload_crl(self) -> None:
         identity, der = self.standing.identity, _read(self._home / "federation" / "crl.der", MAX_CRL_BYTES)
@@ -202,6 +234,7 @@ class Trust:
             federation=self._federation,
             now=self._clock(),
             minimum_number=self.floors["crl_number"],
+            accepted=identity.accepted,
         )
         self.check_twin(crl.number, der)
         self._replace(crl=crl, crl_der=der)  # before the floor is written: a full disk must not keep a revocation from counting
@@ -218,6 +251,7 @@ class Trust:
             federation=self._federation,
             now=self._clock(),
             minimum_version=self.floors["roster_version"],
+            accepted=identity.accepted,
         ).roster
         self._replace(roster=roster, serial_numbers=_serial_numbers(folder / "certificates", roster))
         self._raise_floor("roster_version", roster.version)

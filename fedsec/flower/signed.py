@@ -24,6 +24,7 @@ from flwr.serverapp import Grid
 from fedsec.codec import digest
 from fedsec.errors import CertificateError, SignatureError
 from fedsec.flower.grid import WaitingGrid
+from fedsec.identity.intermediates import AcceptedIntermediates
 from fedsec.identity.names import Role
 from fedsec.identity.revocation import RevocationList
 from fedsec.identity.verify import BACKDATE, VerifiedPeer, verify_peer
@@ -70,12 +71,14 @@ class Trust:
         federation: the trust domain.
         server_name: the one server; None: any of the federation.
         revoked: the revocation list that counts now; None: there is none, and a revoked server is heard until its certificate ends.
+        accepted: the root's newest statement of its intermediates; None: it never made one that came here.
     """
 
     root_der: bytes
     federation: str
     server_name: str | None = None
     revoked: RevocationList | None = None
+    accepted: AcceptedIntermediates | None = None
 
 
 def sign_request(message: Message, identity: ServerIdentity, *, flower_run_id: int, signed_at: datetime) -> ConfigRecord:
@@ -117,8 +120,14 @@ def verify_request(
     fields = _read(message)
     at = datetime.fromtimestamp(fields["signed_at"], UTC)
     peer = check_peer(
-        fields["certificate"], intermediate_der=fields["intermediate"], root_der=trust.root_der, federation=trust.federation, role=Role.SERVER, now=now
-    )  # fmt: skip
+        fields["certificate"],
+        intermediate_der=fields["intermediate"],
+        root_der=trust.root_der,
+        federation=trust.federation,
+        role=Role.SERVER,
+        now=now,
+        accepted=trust.accepted,
+    )
     if trust.revoked is not None:
         trust.revoked.check(peer.serial_number)
     if trust.server_name is not None and peer.name.name != trust.server_name:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from fedsec.errors import CertificateError, StorageError
 from fedsec.files import atomic_write_bytes, atomic_write_text
+from fedsec.identity.intermediates import AcceptedIntermediates
 from fedsec.identity.revocation import MAX_CRL_BYTES, MAX_NUMBER, RevocationList, verify_crl
 
 CRL_FILE, FLOOR_FILE = "crl.der", "crl-floor.json"
@@ -54,6 +55,7 @@ class CrlFile:
         intermediate_der: the CA that should have signed it.
         root_der: the pinned root.
         federation: whose list it must be.
+        accepted: the root's newest statement that the holder has.
     """
 
     path: Path
@@ -61,6 +63,7 @@ class CrlFile:
     intermediate_der: bytes
     root_der: bytes
     federation: str
+    accepted: AcceptedIntermediates | None = None
 
     def load(self, *, now: datetime) -> RevocationList:
         """The list that counts now; see :func:`load_verified_crl`."""
@@ -71,6 +74,7 @@ class CrlFile:
             root_der=self.root_der,
             federation=self.federation,
             now=now,
+            accepted=self.accepted,
         )
 
     def take(self, der: bytes, *, now: datetime) -> RevocationList:
@@ -101,6 +105,7 @@ class CrlFile:
             federation=self.federation,
             now=now,
             minimum_number=floor.number,
+            accepted=self.accepted,
         )
         if found.number == floor.number and not hmac.compare_digest(hashlib.sha256(der).digest(), floor.sha256):
             raise CertificateError(f"revocation list: another one of number {found.number} was seen; the CA's operator must look into that")
@@ -108,7 +113,14 @@ class CrlFile:
 
 
 def load_verified_crl(
-    path: Path, floor_path: Path, *, intermediate_der: bytes, root_der: bytes, federation: str, now: datetime
+    path: Path,
+    floor_path: Path,
+    *,
+    intermediate_der: bytes,
+    root_der: bytes,
+    federation: str,
+    now: datetime,
+    accepted: AcceptedIntermediates | None = None,
 ) -> RevocationList:
     """Read a list and check it, floor included.
 
@@ -119,12 +131,15 @@ def load_verified_crl(
         root_der: the pinned root.
         federation: whose list it must be.
         now: aware.
+        accepted: the root's newest statement that the holder has.
 
     Raises:
         CertificateError: it does not verify, has ended, is older than the floor, or another one of the floor's number.
         StorageError: the list is missing or cannot be read, or the floor is damaged.
     """
-    kept = CrlFile(path=path, floor_path=floor_path, intermediate_der=intermediate_der, root_der=root_der, federation=federation)
+    kept = CrlFile(
+        path=path, floor_path=floor_path, intermediate_der=intermediate_der, root_der=root_der, federation=federation, accepted=accepted
+    )
     return kept._verify(_read(path), read_crl_floor(floor_path), now)  # noqa: SLF001 - same module
 
 

@@ -31,6 +31,7 @@ from fedsec.codec import digest
 from fedsec.errors import CertificateError
 from fedsec.identity.ca import CertificateAuthority, Issued
 from fedsec.identity.csr import make_csr, read_csr
+from fedsec.identity.intermediates import AcceptedIntermediates
 from fedsec.identity.issuing import LIVE_ROSTER_LIFETIME
 from fedsec.identity.names import Role, parse_uri
 from fedsec.identity.register import Register
@@ -91,7 +92,15 @@ def make_renewal(signer: Signer, certificate_der: bytes, *, time_ms: int) -> Ren
     return RenewalRequest(certificate_der=certificate_der, csr=csr, time_ms=time_ms, signature=signature)
 
 
-def check_renewal(request: RenewalRequest, *, intermediate_der: bytes, root_der: bytes, federation: str, now: datetime) -> VerifiedPeer:
+def check_renewal(
+    request: RenewalRequest,
+    *,
+    intermediate_der: bytes,
+    root_der: bytes,
+    federation: str,
+    now: datetime,
+    accepted: AcceptedIntermediates | None = None,
+) -> VerifiedPeer:
     """Everything about a request for renewal that needs no register: a gateway may do so before it forwards one.
 
     Raises:
@@ -100,7 +109,13 @@ def check_renewal(request: RenewalRequest, *, intermediate_der: bytes, root_der:
     """
     role = claimed_name(request.certificate_der).role
     peer = verify_peer(
-        request.certificate_der, intermediate_der=intermediate_der, root_der=root_der, federation=federation, role=role, now=now
+        request.certificate_der,
+        intermediate_der=intermediate_der,
+        root_der=root_der,
+        federation=federation,
+        role=role,
+        now=now,
+        accepted=accepted,
     )
     if role is Role.ADMIN:
         raise CertificateError("an administrator's certificate is not renewed: ask for a token")
@@ -208,6 +223,7 @@ def renew(authority: CertificateAuthority, register: Register, request: RenewalR
         root_der=authority.root_der,
         federation=authority.federation,
         now=now,
+        accepted=None,  # the CA goes by its one intermediate, and after a rekey by no other
     )
     name = peer.name
     with register.transaction():

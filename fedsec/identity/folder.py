@@ -6,6 +6,7 @@
     certificate.der    its certificate; replaced when it is renewed
     intermediate.der   the certificate's issuer
     root.der           the pinned root; nothing ever replaces it here
+    root-statement.bin where the root made one: the newest statement of its intermediates that count (``identity.intermediates``)
 
 1. A key that others than its owner may read is refused, as is one in a symbolic link's place: whoever could put it there knows it.
 2. A new folder is written beside its place and renamed: it is there with all its files or not at all. An existing one is not overwritten.
@@ -14,7 +15,8 @@
 4. Loading checks the chain, but not the time: an expired identity loads, so that its holder can say so and renew it.
 5. The passphrase of an encrypted key comes from a file that ``FEDSEC_PASSPHRASE_FILE`` names, where none is given: processes hand each other
    the file's path, never its content.
-6. The home folder around it (of a CA, a server, a client) is its owner's only: one that others may enter is made 0700, or refused if it
+6. An identity below an intermediate that does not count any more loads, for the same reason; a certificate to replace its own may not be.
+7. The home folder around it (of a CA, a server, a client) is its owner's only: one that others may enter is made 0700, or refused if it
    is not ours.
 """
 
@@ -25,7 +27,7 @@ import os
 import secrets
 import shutil
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -33,8 +35,9 @@ from cryptography import x509
 
 from fedsec.errors import CertificateError, StorageError
 from fedsec.files import atomic_write_bytes, fsync_folder
+from fedsec.identity.intermediates import STATEMENT_FILE, AcceptedIntermediates, load_statement, verify_statement
 from fedsec.identity.names import PeerName
-from fedsec.identity.verify import claimed_name, verify_peer
+from fedsec.identity.verify import check_issuers, claimed_name, verify_peer
 from fedsec.signing import Signer
 
 _logger = logging.getLogger(__name__)
@@ -65,6 +68,7 @@ class Identity:
         serial_number: of the certificate.
         not_before: from when the certificate is valid; UTC.
         not_after: until when; UTC.
+        accepted: the root's newest statement that this holder has; None: the root never made one that came here.
     """
 
     signer: Signer = field(repr=False)
@@ -75,6 +79,16 @@ class Identity:
     serial_number: int
     not_before: datetime
     not_after: datetime
+    accepted: AcceptedIntermediates | None = None
+
+    def check_own_issuer(self) -> None:
+        """Refuse an identity whose own intermediate the root does not stand by any more.
+
+        Raises:
+            CertificateError: it must enrol anew.
+        """
+        if self.accepted is not None:
+            self.accepted.check(check_issuers(self.intermediate_der, self.root_der).public_key)
 
 
 def make_identity(signer: Signer, certificate_der: bytes, intermediate_der: bytes, root_der: bytes) -> Identity:
@@ -92,6 +106,7 @@ def make_identity(signer: Signer, certificate_der: bytes, intermediate_der: byte
         federation=name.federation,
         role=name.role,
         now=_a_time_within(leaf, intermediate_der),
+        accepted=None,  # not here: who has to enrol anew must be able to load what it has
     )
     if peer.public_key != signer.public_key:
         raise CertificateError("the certificate is for another key")
@@ -122,11 +137,19 @@ def load_identity(folder: Path, *, passphrase: bytes | None = None) -> Identity:
     """
     signer = load_own_key(folder, passphrase=passphrase)
     certificate, intermediate, root = (_read(folder / name) for name in (CERTIFICATE, INTERMEDIATE, ROOT))
-    return make_identity(signer, certificate, intermediate, root)
+    found = make_identity(signer, certificate, intermediate, root)
+    return replace(found, accepted=load_statement(folder, root_der=root, federation=found.name.federation))
 
 
 def create_identity(
-    folder: Path, signer: Signer, certificate_der: bytes, intermediate_der: bytes, root_der: bytes, *, passphrase: bytes | None = None
+    folder: Path,
+    signer: Signer,
+    certificate_der: bytes,
+    intermediate_der: bytes,
+    root_der: bytes,
+    *,
+    passphrase: bytes | None = None,
+    statement: bytes = b"",
 ) -> None:
     """Write a new identity.
 
@@ -137,17 +160,24 @@ def create_identity(
         intermediate_der: its issuer.
         root_der: the root to pin.
         passphrase: encrypts the key.
+        statement: the root's newest, if there is one.
 
     Raises:
-        CertificateError: they do not belong together.
+        CertificateError: they do not belong together, or the intermediate does not count any more.
+        SignatureError, DecodeError: the statement.
         StorageError: there is an identity already, or the file system refused.
     """
-    make_identity(signer, certificate_der, intermediate_der, root_der)
+    made = make_identity(signer, certificate_der, intermediate_der, root_der)
+    files = {CERTIFICATE: certificate_der, INTERMEDIATE: intermediate_der, ROOT: root_der}
+    if statement:
+        accepted = verify_statement(statement, root_der=root_der, federation=made.name.federation)
+        replace(made, accepted=accepted).check_own_issuer()
+        files[STATEMENT_FILE] = statement
     new = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.new"
     try:
         new.mkdir(mode=0o700)
         atomic_write_bytes(new / KEY, signer.to_pem(passphrase=passphrase), mode=0o600)
-        for name, data in ((CERTIFICATE, certificate_der), (INTERMEDIATE, intermediate_der), (ROOT, root_der)):
+        for name, data in files.items():
             atomic_write_bytes(new / name, data)
         os.rename(new, folder)  # noqa: PTH104 - replaces an empty folder, and no other
         fsync_folder(folder.parent)
@@ -172,11 +202,13 @@ def replace_certificate(folder: Path, certificate_der: bytes, intermediate_der: 
         The identity from now on.
 
     Raises:
-        CertificateError: another key, name or root; nothing was changed.
+        CertificateError: another key, name or root, or an intermediate that does not count any more; nothing was changed.
         StorageError: as :func:`load_identity`, or the file system refused.
     """
     signer, root = load_own_key(folder, passphrase=passphrase), _read(folder / ROOT)
     renewed = make_identity(signer, certificate_der, intermediate_der, root)
+    renewed = replace(renewed, accepted=load_statement(folder, root_der=root, federation=renewed.name.federation))
+    renewed.check_own_issuer()
     if renewed.name != claimed_name(_read(folder / CERTIFICATE)):
         raise CertificateError(f"the new certificate is for another name: {renewed.name.uri}")
     atomic_write_bytes(folder / INTERMEDIATE, intermediate_der)

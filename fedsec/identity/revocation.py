@@ -25,6 +25,7 @@ from cryptography.x509.oid import CRLEntryExtensionOID, ExtensionOID, SignatureA
 
 from fedsec.errors import CertificateError
 from fedsec.identity.ca import CertificateAuthority
+from fedsec.identity.intermediates import AcceptedIntermediates
 from fedsec.identity.verify import BACKDATE, Issuers, check_issuers
 from fedsec.signing import decode_public_key
 
@@ -155,7 +156,14 @@ def make_crl(
 
 
 def verify_crl(
-    der: bytes, *, intermediate_der: bytes, root_der: bytes, federation: str, now: datetime, minimum_number: int = 0
+    der: bytes,
+    *,
+    intermediate_der: bytes,
+    root_der: bytes,
+    federation: str,
+    now: datetime,
+    minimum_number: int = 0,
+    accepted: AcceptedIntermediates | None = None,
 ) -> RevocationList:
     """Check a revocation list.
 
@@ -166,15 +174,14 @@ def verify_crl(
         federation: whose list it must be.
         now: aware.
         minimum_number: the highest number seen so far.
+        accepted: the root's newest statement that the verifier has.
 
     Raises:
         CertificateError: unsound issuers, not theirs, older than one seen, ended, or anything that this reader does not know.
         ValueError: ``now`` is naive.
     """
     issuers = check_issuers(intermediate_der, root_der)
-    issuers.check_time(now)
-    if issuers.federation != federation:
-        raise CertificateError(f"intermediate certificate: for the federation {issuers.federation}, not {federation}")
+    issuers.check(federation=federation, now=now, accepted=accepted)
     crl = _parse(der)
     _check_signed(crl, issuers)
     found = _read(crl)

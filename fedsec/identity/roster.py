@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from fedsec.codec import MAX_JSON_BYTES, canonical_json, decode_canonical_json, digest
 from fedsec.errors import CertificateError, DecodeError
+from fedsec.identity.intermediates import AcceptedIntermediates
 from fedsec.identity.names import check_name
 from fedsec.identity.verify import BACKDATE, check_issuers
 from fedsec.jsonfields import INTEGER, TEXT, Codec, Table, build, dump, list_of
@@ -245,7 +246,14 @@ def make_roster(
 
 
 def verify_roster(
-    signed: SignedRoster, *, intermediate_der: bytes, root_der: bytes, federation: str, now: datetime, minimum_version: int = 0
+    signed: SignedRoster,
+    *,
+    intermediate_der: bytes,
+    root_der: bytes,
+    federation: str,
+    now: datetime,
+    minimum_version: int = 0,
+    accepted: AcceptedIntermediates | None = None,
 ) -> VerifiedRoster:
     """Check a list.
 
@@ -256,6 +264,7 @@ def verify_roster(
         federation: whose list it must be.
         now: aware; list and issuers must be valid then.
         minimum_version: the highest version seen so far.
+        accepted: the root's newest statement that the verifier has.
 
     Raises:
         SignatureError: not signed by the intermediate.
@@ -264,9 +273,7 @@ def verify_roster(
         ValueError: ``now`` is naive.
     """
     issuers = check_issuers(intermediate_der, root_der)
-    issuers.check_time(now)
-    if issuers.federation != federation:
-        raise CertificateError(f"intermediate certificate: for the federation {issuers.federation}, not {federation}")
+    issuers.check(federation=federation, now=now, accepted=accepted)
     verified = _verify_signature(signed, issuers.public_key)
     roster = verified.roster
     if roster.federation != federation:

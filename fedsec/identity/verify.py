@@ -4,10 +4,11 @@
 2. The chain has exactly three certificates: the pinned root, an intermediate that may name peers of one federation only, the leaf.
 3. A key, a lifetime, a usage or a name that this federation's CA would not issue is refused, whoever signed it.
 4. The subject must be the one that goes with the name: TLS, which cannot look at a URI, goes by it.
-5. The caller says what time it is. Checks that do not depend on the time are remembered for a pair of issuers.
-6. The signature on a certificate has a twin (the other s), which anybody can compute: a fingerprint stands for bytes, not for a
+5. Of the intermediates of a root only those count that its newest statement names (``identity.intermediates``), where there is one.
+6. The caller says what time it is. Checks that do not depend on the time are remembered for a pair of issuers.
+7. The signature on a certificate has a twin (the other s), which anybody can compute: a fingerprint stands for bytes, not for a
    certificate. Revocation goes by the serial number.
-7. Only :func:`verify_peer` makes a :class:`VerifiedPeer`.
+8. Only :func:`verify_peer` makes a :class:`VerifiedPeer`.
 
 Source: RFC 5280 sections 4.2 and 6.1; X.509-SVID specification.
 """
@@ -25,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID, SignatureAlgorithmOID
 
 from fedsec.errors import CertificateError
+from fedsec.identity.intermediates import AcceptedIntermediates
 from fedsec.identity.names import PeerName, Role, check_name, parse_uri
 from fedsec.signing import encode_public_key
 
@@ -103,9 +105,33 @@ class Issuers:
         _check_validity(self.root, now, "root")
         _check_validity(self.intermediate, now, "intermediate")
 
+    def check(self, *, federation: str, now: datetime, accepted: AcceptedIntermediates | None) -> None:
+        """Refuse issuers that do not count now, for this federation.
+
+        Args:
+            federation: the one that they must be for.
+            now: aware.
+            accepted: the root's newest statement; None: it never made one that came here.
+
+        Raises:
+            CertificateError: says which, and why.
+        """
+        self.check_time(now)
+        if self.federation != federation:
+            raise CertificateError(f"intermediate certificate: for the federation {self.federation}, not {federation}")
+        if accepted is not None:
+            accepted.check(self.public_key)
+
 
 def verify_peer(
-    certificate_der: bytes, *, intermediate_der: bytes, root_der: bytes, federation: str, role: Role, now: datetime
+    certificate_der: bytes,
+    *,
+    intermediate_der: bytes,
+    root_der: bytes,
+    federation: str,
+    role: Role,
+    now: datetime,
+    accepted: AcceptedIntermediates | None = None,
 ) -> VerifiedPeer:
     """Check a peer's certificate.
 
@@ -116,6 +142,7 @@ def verify_peer(
         federation: the federation that the peer must belong to.
         role: what the peer must be.
         now: aware; the time at which all three must be valid.
+        accepted: the root's newest statement that the verifier has.
 
     Raises:
         CertificateError: says which certificate, and what is wrong with it.
@@ -123,9 +150,7 @@ def verify_peer(
     """
     what = f"{role.value} certificate"
     issuers = check_issuers(intermediate_der, root_der)
-    issuers.check_time(now)
-    if issuers.federation != federation:
-        raise CertificateError(f"intermediate certificate: for the federation {issuers.federation}, not {federation}")
+    issuers.check(federation=federation, now=now, accepted=accepted)
     leaf = _parse(certificate_der, what)
     _check_issued(leaf, issuers.intermediate, what)
     _check_validity(leaf, now, what)

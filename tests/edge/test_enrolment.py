@@ -305,7 +305,7 @@ def test_an_answer_is_held_against_the_token_and_the_key(ca, tmp_path):
         "that can be read": (b"", ours.intermediate_der, ours.root_der),
     }
     for because, parts in cases.items():
-        with imposter(key, chain, encode(IssuedReply(*parts))) as (address, _), pytest.raises(CertificateError, match=because):
+        with imposter(key, chain, encode(IssuedReply(*parts, b""))) as (address, _), pytest.raises(CertificateError, match=because):
             enrol(address, ca.token("mine"), signer, timeout_s=10)
     with imposter(key, chain, b"nonsense") as (address, _), pytest.raises(DecodeError):
         enrol(address, ca.token("mine"), signer, timeout_s=10)
@@ -412,7 +412,7 @@ def test_automatic_lists_may_be_switched_off(tmp_path):
         assert (tmp_path / "ca" / "roster.json").exists()
 
 
-@pytest.mark.parametrize("message", [EnrolRequest("t", b"c"), RenewRequest(b"a", b"b", 7, b"c"), Empty(), IssuedReply(b"a", b"b", b"c"), CrlReply(b"x"), Bundle(b"a", b"b", b"c", b"d", {"x": b"y"}, b"e", b"f", b"g")])  # fmt: skip
+@pytest.mark.parametrize("message", [EnrolRequest("t", b"c"), RenewRequest(b"a", b"b", 7, b"c"), Empty(), IssuedReply(b"a", b"b", b"c", b"d"), CrlReply(b"x"), Bundle(b"a", b"b", b"c", b"d", {"x": b"y"}, b"e", b"f", b"g", b"h")])  # fmt: skip
 def test_frames_read_back_and_show_nothing(message):
     assert decode(type(message), encode(message)) == message
     assert "b'" not in repr(message)

@@ -11,7 +11,14 @@ from fedsec.edge.ca_settings import CaSettings
 from fedsec.edge.enrolment_client import verify_bundle
 from fedsec.errors import CertificateError, DecodeError, SignatureError
 from fedsec.identity.csr import make_csr
-from fedsec.identity.intermediates import STATEMENT_FORMAT, STATEMENT_LABEL, make_statement, verify_statement
+from fedsec.identity.intermediates import (
+    STATEMENT_FILE,
+    STATEMENT_FORMAT,
+    STATEMENT_LABEL,
+    load_statement,
+    make_statement,
+    verify_statement,
+)
 from fedsec.identity.names import Role
 from fedsec.identity.revocation import Reason
 from fedsec.identity.verify import verify_peer
@@ -43,10 +50,6 @@ def host(tmp_path):
     return host
 
 
-def statement(folder):
-    return (folder / "intermediates.json").read_bytes(), (folder / "intermediates.signature").read_bytes()
-
-
 def test_everything_begins_anew_below_the_same_root_and_keys_may_be_kept(host, tmp_path):
     before, old = verified(host), host.authority
     host.revoke("client-2", Reason.CESSATION, now=now())
@@ -66,25 +69,27 @@ def test_everything_begins_anew_below_the_same_root_and_keys_may_be_kept(host, t
     forged = old.issue_node("client-9", Signer.generate().public_key, site="basel", now=now())  # with the stolen key
     with pytest.raises(CertificateError):
         verify_peer(forged.certificate_der, intermediate_der=new.authority.intermediate_der, root_der=old.root_der, federation=FEDERATION, role=Role.NODE, now=now())  # fmt: skip
-    accepted = verify_statement(*statement(tmp_path / "ca"), root_der=old.root_der, federation=FEDERATION)
-    accepted.check(new.authority.intermediate_der)
+    accepted = load_statement(tmp_path / "ca", root_der=old.root_der, federation=FEDERATION)
+    accepted.check(new.authority.signer.public_key)
     with pytest.raises(CertificateError, match="not one that the root stands by"):
-        accepted.check(old.intermediate_der)
+        accepted.check(old.signer.public_key)
+    new.renew_intermediate(now=now())
+    assert verified(new, known=accepted).roster is not None  # another certificate, the same key: no new statement is needed
     assert new.rekey(now=now()) == 2
 
 
-@pytest.mark.parametrize("moved", range(5))
+@pytest.mark.parametrize("moved", range(4))
 def test_a_crash_in_the_middle_is_finished_by_the_next_call(host, tmp_path, monkeypatch, moved):
     old = host.authority
     monkeypatch.setattr("fedsec.edge.ca_rekey.finish_rekey", lambda _folder: None)
     host.rekey(now=now())
     monkeypatch.undo()
-    for name in ("intermediate-key.pem", "intermediate.der", "intermediates.json", "intermediates.signature")[:moved]:
+    for name in ("intermediate-key.pem", "intermediate.der", STATEMENT_FILE)[:moved]:
         (tmp_path / "ca" / REKEY / name).replace(tmp_path / "ca" / name)
     new = CaHost.open(tmp_path / "ca")
     assert new.authority.signer.public_key != old.signer.public_key
     assert verified(new).roster is None
-    verify_statement(*statement(tmp_path / "ca"), root_der=old.root_der, federation=FEDERATION).check(new.authority.intermediate_der)
+    load_statement(tmp_path / "ca", root_der=old.root_der, federation=FEDERATION).check(new.authority.signer.public_key)
     assert not (tmp_path / "ca" / REKEY).exists()
 
 
@@ -98,22 +103,30 @@ def test_without_the_roots_key_nothing_happens(host, tmp_path):
 
 
 def test_a_statement_that_is_not_the_roots_or_old_is_refused(host):
-    root, ders = host.authority._root_key, [host.authority.intermediate_der]
-    first, second = (make_statement(root, federation=FEDERATION, number=number, intermediates=ders) for number in (1, 2))
+    root, keys = host.authority._root_key, [host.authority.signer.public_key]
+    first, second = (make_statement(root, federation=FEDERATION, number=number, public_keys=keys) for number in (1, 2))
     check = {"root_der": host.authority.root_der, "federation": FEDERATION}
-    assert verify_statement(*second, **check, minimum_number=2).number == 2
+    known = verify_statement(second, **check)
+    assert verify_statement(second, **check, known=known) == known
     with pytest.raises(CertificateError, match="replaced by 2"):
-        verify_statement(*first, **check, minimum_number=2)
+        verify_statement(first, **check, known=known)
+    with pytest.raises(CertificateError, match="another one of number 2"):
+        verify_statement(
+            make_statement(root, federation=FEDERATION, number=2, public_keys=[Signer.generate().public_key]), **check, known=known
+        )
     with pytest.raises(CertificateError, match="federation"):
-        verify_statement(*first, root_der=check["root_der"], federation="lungs.example")
+        verify_statement(first, root_der=check["root_der"], federation="lungs.example")
     for signer in (host.authority.signer, Signer.generate()):  # the intermediate must not speak for itself
         with pytest.raises(SignatureError):
-            verify_statement(*make_statement(signer, federation=FEDERATION, number=3, intermediates=ders), **check)
+            verify_statement(make_statement(signer, federation=FEDERATION, number=3, public_keys=keys), **check)
     with pytest.raises(SignatureError):
-        verify_statement(first[0], second[1], **check)
-    sound = {"format": STATEMENT_FORMAT, "federation": FEDERATION, "number": 1, "intermediates": ["00" * 32]}
-    for changes in ({"number": 0}, {"number": True}, {"number": "1"}, {"intermediates": []}, {"intermediates": ["00"]}, {"intermediates": ["00" * 32] * 2},
-                    {"intermediates": 7}, {"intermediates": [7]}, {"format": "x"}, {"federation": "../x"}, {"more": 1}):  # fmt: skip
+        verify_statement(second[:64] + first[64:], **check)
+    for cut in (b"", first[:64], first + b" " * 9000):
+        with pytest.raises(DecodeError):
+            verify_statement(cut, **check)
+    sound = {"format": STATEMENT_FORMAT, "federation": FEDERATION, "number": 1, "keys": ["00" * 32]}
+    for changes in ({"number": 0}, {"number": True}, {"number": "1"}, {"keys": []}, {"keys": ["00"]}, {"keys": ["00" * 32] * 2},
+                    {"keys": 7}, {"keys": [7]}, {"format": "x"}, {"federation": "../x"}, {"more": 1}):  # fmt: skip
         body = canonical_json({**sound, **changes})
         with pytest.raises(DecodeError):
-            verify_statement(body, root.sign(STATEMENT_LABEL, body), **check)
+            verify_statement(root.sign(STATEMENT_LABEL, body) + body, **check)
