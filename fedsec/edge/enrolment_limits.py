@@ -3,13 +3,16 @@
 1. Each address has a bucket of calls and a smaller one of refusals: guessing is slow long before calling is.
 2. An IPv6 address counts as its /64, which one holder has whole.
 3. A bounded number of addresses is remembered, those that asked last.
+4. Who keeps others waiting is let go first: of the calls whose request has not come, the oldest of the address that has most of them
+   (:class:`WaitingRoom`). Whoever sends his request at once is hardly ever among them, whatever the number of addresses that do not.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 MAX_ADDRESSES = 4096
@@ -51,6 +54,60 @@ class RateLimit:
             while len(self._buckets) > MAX_ADDRESSES:
                 self._buckets.popitem(last=False)
             return allowed
+
+
+class WaitingRoom:
+    """Calls that hold a worker and have not brought their request yet; of several threads.
+
+    Args:
+        places: how many there may be; one more lets another go.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._places = places
+        self._calls: OrderedDict[int, tuple[str, Callable[[], object]]] = OrderedDict()
+        self._counts: Counter[str] = Counter()
+        self._next = 0
+        self._lock = threading.Lock()
+
+    def enter(self, address: str, let_go: Callable[[], object]) -> int:
+        """Take a place, if need be from somebody else.
+
+        Args:
+            address: the caller's.
+            let_go: ends the call, should its place be taken; must not wait.
+
+        Returns:
+            The place, for :meth:`leave`.
+        """
+        with self._lock:
+            ousted = self._oust() if len(self._calls) >= self._places else None
+            self._next += 1
+            place = self._next
+            self._calls[place] = address, let_go
+            self._counts[address] += 1
+        if ousted is not None:
+            ousted()
+        return place
+
+    def leave(self, place: int) -> None:
+        """The request came, or the call ended."""
+        with self._lock:
+            self._take(place)
+
+    def _oust(self) -> Callable[[], object]:
+        most = max(self._counts.values())
+        place = next(place for place, (address, _) in self._calls.items() if self._counts[address] == most)
+        let_go = self._calls[place][1]
+        self._take(place)
+        return let_go
+
+    def _take(self, place: int) -> None:
+        found = self._calls.pop(place, None)
+        if found is not None:
+            self._counts[found[0]] -= 1
+            if not self._counts[found[0]]:
+                del self._counts[found[0]]
 
 
 def address_of(peer: str) -> str:

@@ -4,9 +4,10 @@
    a certificate of the federation the aggregator could pass for this service, collect tokens and mint clients.
 2. Callers need no certificate: they show a token, or sign with the key of their certificate. Nothing is decided here; see
    ``identity.enrolment``.
-3. Requests are small, few at a time, and few a second from one address; refusals are fewer still. A call waits in a worker for its request,
-   so it may do so for a few seconds only, and one address may have few such calls: whoever sends headers and no body stops nobody else.
-   To stop all, he needs more addresses than there are workers for one each (``WORKERS / CALLS_OF_ONE``) and has to go on asking.
+3. Requests are small, few at a time, and few a second from one address; refusals are fewer still, and so are bytes of lists. A call waits in
+   a worker for its request: for a few seconds only, few of one address, and never in all workers: with one more the oldest call of the
+   address that has most is let go (``enrolment_limits.WaitingRoom``). Whoever sends headers and no body stops nobody else, from however many
+   addresses; he has to open calls faster than an honest request takes from its headers to its end.
 4. Who shows no token of this CA learns only that it is not accepted. Whoever holds a genuine one is told what is wrong with it.
 5. One line of JSON is logged a decision; never a token. A used token that comes with another key is logged as an alarm, too.
 """
@@ -17,6 +18,7 @@ import contextlib
 import itertools
 import json
 import logging
+import resource
 import threading
 import time
 from collections import Counter
@@ -44,7 +46,7 @@ from fedsec.edge.enrolment_frames import (
     decode,
     encode,
 )
-from fedsec.edge.enrolment_limits import RateLimit, address_of
+from fedsec.edge.enrolment_limits import RateLimit, WaitingRoom, address_of
 from fedsec.errors import DecodeError, FedsecError, SignatureError, StorageError, VerificationError
 from fedsec.identity.enrolment import RenewalRequest, TokenReusedError
 from fedsec.identity.register_rows import Record
@@ -59,13 +61,20 @@ WORKERS = 128
 """Calls that may wait for their request or for each other; the register takes one at a time anyway."""
 AT_WORK = 8
 """Of these, how many may work at once."""
+WAITING = 96
+"""Of these, how many may wait for their request; the others are free for calls that bring it."""
 CALLS_OF_ONE = 16
 """Calls of one address under way at once."""
-MAX_CALLS_AT_ONCE = 256
+MAX_CALLS_AT_ONCE = 1024
+"""Begun or not; the rest is refused at once by gRPC."""
+CONNECTION_FILES = 1 << 16
+"""Open files that the process asks its system for: connections of strangers, too, are files."""
 REQUEST_WITHIN_S = 5.0
 """How long a request may take to arrive."""
 CALLS = {"burst": 200.0, "per_s": 20.0}
 """Calls of one method from one address; a gateway asks for the revocation list every few seconds, and devices may share its address."""
+LISTS = {"burst": 64.0 * (1 << 20), "per_s": 4.0 * (1 << 20)}
+"""Bytes of lists and bundles to one address: four of the largest bundles at once, then one every four seconds."""
 REFUSALS = {"burst": 20.0, "per_s": 0.1}
 """Refused enrolments from one address, before it is not heard for a while."""
 
@@ -77,11 +86,11 @@ NOT_ACCEPTED = "the token is not accepted; ask for a new one"
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     ("grpc.max_send_message_length", MAX_REPLY_BYTES),
-    ("grpc.max_connection_idle_ms", 60_000),
+    ("grpc.max_connection_idle_ms", 30_000),
     ("grpc.max_connection_age_ms", 120_000),
     ("grpc.max_connection_age_grace_ms", 30_000),
     ("grpc.max_concurrent_streams", CALLS_OF_ONE),
-    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.server_handshake_timeout_ms", 5_000),
     ("grpc.so_reuseport", 0),
 ]
 
@@ -115,6 +124,8 @@ class EnrolmentService:
         self._clock = clock
         self._calls = RateLimit(**CALLS)
         self._refusals = RateLimit(**REFUSALS)
+        self._lists = RateLimit(**LISTS)
+        self._waiting = WaitingRoom(WAITING)
         self._at_work = threading.BoundedSemaphore(AT_WORK)
         self._lock = threading.Lock()
         self._under_way: Counter[str] = Counter()
@@ -133,9 +144,10 @@ class EnrolmentService:
             try:
                 self._admit(context, method, address, now_s)
                 with self._one_of_few(address):
-                    request = _one_request(requests, context)
+                    request = self._one_request(requests, context, address)
                     with self._at_work:
                         answer, who = work(request)
+                    self._weigh(method, answer, address, now_s)
             except TokenReusedError as error:
                 _log(method, address, ALARM, str(error))
                 refused = _refusal(error)
@@ -170,6 +182,28 @@ class EnrolmentService:
                 self._under_way[address] -= 1
                 if not self._under_way[address]:
                     del self._under_way[address]
+
+    def _weigh(self, method: str, answer: bytes, address: str, now_s: float) -> None:
+        """Lists are large and for everybody: so much a second to one address."""
+        if method in (BUNDLE, CRL) and not self._lists.allows(address, now_s, cost=float(len(answer))):
+            raise _Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many lists to this address; wait a minute")
+
+    def _one_request(self, requests: Iterator[bytes], context: grpc.ServicerContext, address: str) -> bytes:
+        """The request of a call, which has exactly one and brings it in time."""
+        late = threading.Timer(REQUEST_WITHIN_S, context.cancel)
+        late.daemon = True
+        late.start()
+        place = self._waiting.enter(address, context.cancel)
+        try:
+            found = list(itertools.islice(requests, 2))
+        except grpc.RpcError:  # the call ended: by its caller, by the timer, for another's sake, with the connection
+            raise _Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "the request did not come") from None
+        finally:
+            self._waiting.leave(place)
+            late.cancel()
+        if len(found) != 1:
+            raise _Refused(grpc.StatusCode.INVALID_ARGUMENT, "not a request of this service")
+        return found[0]
 
     def _admit(self, context: grpc.ServicerContext, method: str, address: str, now_s: float) -> None:
         """Each method has buckets of its own: what a client makes a gateway ask must not keep it from the revocation list."""
@@ -206,22 +240,6 @@ class EnrolmentService:
         return encode(CrlReply(self._host.crl(now=self._clock()))), ""
 
 
-def _one_request(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-    """The request of a call, which has exactly one and brings it in time."""
-    late = threading.Timer(REQUEST_WITHIN_S, context.cancel)
-    late.daemon = True
-    late.start()
-    try:
-        found = list(itertools.islice(requests, 2))
-    except grpc.RpcError:  # the call ended: by its caller, by the timer, with the connection
-        raise _Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "the request did not come") from None
-    finally:
-        late.cancel()
-    if len(found) != 1:
-        raise _Refused(grpc.StatusCode.INVALID_ARGUMENT, "not a request of this service")
-    return found[0]
-
-
 def _refusal(error: FedsecError) -> _Refused:
     """The status and words of an error of ours; the log has the whole."""
     if isinstance(error, RevokedError):
@@ -247,6 +265,14 @@ def _log(method: str, address: str, outcome: str, detail: str) -> None:
     LOG.log(level, "%s", json.dumps({"method": method, "from": address, "outcome": outcome, "detail": detail[:300]}))
 
 
+def _want_files(number: int) -> None:
+    """As many open files as the system lets us have, up to ``number``: some systems begin with 1024, which 1024 idle connections use up."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def make_server(host: CaHost, address: str, *, passphrase: bytes | None = None, clock: Clock = utc_now) -> tuple[grpc.Server, int]:
     """A server for the service, not started yet.
 
@@ -262,6 +288,7 @@ def make_server(host: CaHost, address: str, *, passphrase: bytes | None = None, 
     Raises:
         StorageError: the service's key, or the port is taken.
     """
+    _want_files(CONNECTION_FILES)
     pool = futures.ThreadPoolExecutor(WORKERS, thread_name_prefix="enrolment")
     server = grpc.server(pool, options=_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS_AT_ONCE)
     server.add_generic_rpc_handlers((EnrolmentService(host, clock=clock).handler(),))

@@ -1,5 +1,6 @@
 """The enrolment service over real TLS: whom it answers, what its callers believe, and what a crash leaves."""
 
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -39,7 +40,7 @@ from fedsec.edge.enrolment_client import (
     verify_bundle,
 )
 from fedsec.edge.enrolment_frames import SERVICE, CrlReply, Empty, EnrolRequest, IssuedReply, RenewRequest, decode, encode
-from fedsec.edge.enrolment_limits import MAX_ADDRESSES, RateLimit, address_of
+from fedsec.edge.enrolment_limits import MAX_ADDRESSES, RateLimit, WaitingRoom, address_of
 from fedsec.edge.enrolment_service import make_server
 from fedsec.errors import CertificateError, ConfigError, DecodeError, FedsecError, SignatureError, StorageError
 from fedsec.identity.csr import make_csr
@@ -61,6 +62,34 @@ FEDERATION = "hearts.example"
 
 def now():
     return datetime.now(tz=UTC)
+
+
+@contextlib.contextmanager
+def coming_from(source, address):
+    """A way to ``address`` whose connections come from another loopback address."""
+    host, _, port = address.rpartition(":")
+    loop = asyncio.new_event_loop()
+
+    async def copy(reader, writer):
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def forward(reader, writer):
+        there = await asyncio.open_connection(host, int(port), local_addr=(source, 0))
+        await asyncio.gather(copy(reader, there[1]), copy(there[0], writer))
+
+    server = loop.run_until_complete(asyncio.start_server(forward, "127.0.0.1", 0))
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        loop.call_soon_threadsafe(lambda: [server.close(), *(task.cancel() for task in asyncio.all_tasks(loop))])
+        loop.call_soon_threadsafe(loop.call_later, 0.1, loop.stop)
+        thread.join(5)
 
 
 def ms():
@@ -616,6 +645,67 @@ class TestLimits:
             for call in ended:
                 assert call.exception(timeout=10).code() in {grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED}
             assert time.monotonic() - began < 6
+
+    def test_eight_addresses_and_more_that_keep_on_stop_nobody(self, tmp_path):
+        """Each holds as many calls as one address may, without a request, and opens another as soon as one is ended; idle connections beside."""
+        stop, opened = threading.Event(), []
+
+        def keep_on(number):
+            option = [("grpc.ssl_target_name_override", "fedsec-enrolment"), ("grpc.use_local_subchannel_pool", 1)]
+            credentials = grpc.ssl_channel_credentials(to_pem(here.host.service.certificate_der))
+            with contextlib.ExitStack() as stack:
+                calls = []
+                way = stack.enter_context(coming_from(f"127.0.0.{number}", here.address))
+                for _ in range(enrolment_service.CALLS_OF_ONE):
+                    channel = stack.enter_context(grpc.secure_channel(way, credentials, options=option))
+                    calls.append(channel.stream_unary(f"/{SERVICE}/Crl"))
+                while not stop.is_set():
+                    under_way = [call.future(iter(lambda: stop.wait(30), True)) for call in calls]
+                    opened.extend(under_way)
+                    while not stop.wait(0.05) and not any(call.done() for call in under_way):
+                        pass
+                    for call in under_way:
+                        call.cancel()
+
+        with running(tmp_path) as here, futures.ThreadPoolExecutor(10) as pool:
+            where = ("127.0.0.1", int(here.address.rpartition(":")[2]))
+            idle = [socket.create_connection(where, source_address=(f"127.0.0.{20 + number % 8}", 0)) for number in range(300)]
+            try:
+                for number in range(2, 12):
+                    pool.submit(keep_on, number)
+                deadline = time.monotonic() + 30
+                while len(opened) < 10 * enrolment_service.CALLS_OF_ONE and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                for name in ("honest-1", "honest-2", "honest-3"):
+                    began = time.monotonic()
+                    enrol(here.address, here.token(name), Signer.generate(), timeout_s=10)
+                    assert time.monotonic() - began < 4
+                assert sum(not call.done() for call in opened) >= enrolment_service.WAITING // 2  # they were there all the time
+            finally:
+                stop.set()
+                for connection in idle:
+                    connection.close()
+                pool.shutdown()
+
+    def test_who_has_most_waiting_is_let_go_and_of_them_the_oldest(self):
+        room, gone = WaitingRoom(4), []
+        places = {name: room.enter(name.partition("-")[0], lambda name=name: gone.append(name)) for name in ("a-1", "b-1", "b-2", "c-1")}
+        room.enter("d", lambda: gone.append("d"))
+        assert gone == ["b-1"]
+        room.leave(places["a-1"])
+        room.leave(places["a-1"])  # twice does no harm
+        room.enter("e", lambda: gone.append("e"))
+        assert gone == ["b-1"]
+        room.enter("f", lambda: gone.append("f"))
+        assert gone == ["b-1", "b-2"]  # one each: the oldest
+
+    def test_lists_to_one_address_are_so_many_bytes_a_second(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(enrolment_service, "LISTS", {"burst": 4000.0, "per_s": 0.0})
+        with running(tmp_path) as here, here.channel() as channel:
+            with pytest.raises(EnrolmentUnavailable, match="too many lists"):
+                for _ in range(40):
+                    fetch_crl(channel)
+            here.enrol("client-1")  # whoever enrols is not a reader of lists
 
     def test_half_open_calls_of_one_address_are_few_and_do_not_last(self, tmp_path, monkeypatch):
         monkeypatch.setattr(enrolment_service, "REQUEST_WITHIN_S", 2.0)
