@@ -49,10 +49,13 @@ def test_every_epsilon_differs_in_privacy_and_learning_rate_only():
 
 
 def test_the_control_is_one_client_with_the_same_privacy():
-    (job,) = jobs_of([], 1, one_client=True)
-    control = load_plan(job.plan, overrides=job.overrides)
-    assert control.federation.num_clients == 1
-    assert control.privacy == load_plan(PLAN).privacy
+    jobs = jobs_of(list(LEARNING_RATES), 1, one_client=True)
+    half = len(jobs) // 2
+    for job, control in zip(jobs[:half], jobs[half:], strict=True):
+        plan, central = (load_plan(one.plan, overrides=one.overrides) for one in (job, control))
+        assert control.arm == f"one-client-{job.arm}"
+        assert (plan.federation.num_clients, central.federation.num_clients) == (10, 1)
+        assert central.privacy == plan.privacy
 
 
 def test_held_out_records_are_training_records_and_no_others():
