@@ -46,10 +46,12 @@ def check_signature(message: Message, context: Context) -> None:
         accepted=credentials.accepted,
     )
     if isinstance(client, DeployedClient):
-        verify_request(message, trust, flower_run_id=context.run_id, now=datetime.now(UTC), verify=verify_signature)
+        verify_request(
+            message, trust, node_id=context.node_id, flower_run_id=context.run_id, now=datetime.now(UTC), verify=verify_signature
+        )
         return
     now = datetime.now(UTC).replace(second=0, microsecond=0)  # to the minute: simulated clients then share what was verified
-    verify_request(message, trust, flower_run_id=context.run_id, now=now, verify=_shared, check_peer=_remembered)
+    verify_request(message, trust, node_id=context.node_id, flower_run_id=context.run_id, now=now, verify=_shared, check_peer=_remembered)
 
 
 def _credentials(client: SimulatedClient | DeployedClient, message: Message) -> Credentials | None:

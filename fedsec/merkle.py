@@ -133,7 +133,18 @@ def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes],
     Raises:
         LogProofError: it is not shown.
     """
-    _check_hashes(leaf, root, *proof)
+    _check_hashes(root)
+    if not hmac.compare_digest(root_above(leaf, index, size, proof), root):
+        raise LogProofError("a leaf is not in the tree where it is said to be")
+
+
+def root_above(leaf: bytes, index: int, size: int, proof: Sequence[bytes]) -> bytes:
+    """The root of a tree of ``size`` leaves in which ``leaf`` is number ``index`` by this proof: for a root that is verified otherwise.
+
+    Raises:
+        LogProofError: it is no proof for such a tree.
+    """
+    _check_hashes(leaf, *proof)
     if not 0 <= index < size <= MAX_SIZE:
         raise LogProofError("an inclusion proof for a leaf that the tree does not have")
     node, last, steps = leaf, size - 1, iter(proof)
@@ -145,8 +156,7 @@ def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes],
         index, last = index >> 1, last >> 1
     if next(steps, None) is not None:
         raise LogProofError("an inclusion proof is too long")
-    if not hmac.compare_digest(node, root):
-        raise LogProofError("a leaf is not in the tree where it is said to be")
+    return node
 
 
 def verify_consistency(old_size: int, old_root: bytes, new_size: int, new_root: bytes, proof: Sequence[bytes]) -> None:

@@ -68,10 +68,10 @@ def signed(message, server, *, run=RUN, at=NOW):
     return message
 
 
-def check(message, trust, *, run=RUN, now=NOW):
+def check(message, trust, *, run=RUN, now=NOW, node=1):
     """The message as it arrives: through the form in which it travels."""
     compat.assign_message_id(message, "m")
-    return verify_request(compat.decode_message(compat.encode_message(message)), trust, flower_run_id=run, now=now)
+    return verify_request(compat.decode_message(compat.encode_message(message)), trust, node_id=node, flower_run_id=run, now=now)
 
 
 def test_a_request_that_the_server_signed_is_taken_and_says_which_server(server, trust):
@@ -100,6 +100,7 @@ CHANGES = {
     "a record less": lambda m: m.content.__delitem__("secagg"),
     "a record under another name": lambda m: m.content.__setitem__("secagg2", m.content.pop("secagg")),
     "no model": lambda m: m.content.__delitem__("model"),
+    "a wider circle": lambda m: m.content[SIGNATURE_RECORD].update({"count": 2, "path": bytes(32)}),
     "another time": lambda m: m.content[SIGNATURE_RECORD].__setitem__("signed_at", int(NOW.timestamp()) + 1),
 }
 
@@ -201,7 +202,8 @@ def test_a_request_is_good_for_as_long_as_flower_keeps_a_message_and_not_from_th
 @pytest.mark.parametrize(
     ("key", "value"),
     [("signature", b""), ("signature", b"x" * 65), ("signature", "text"), ("signed_at", -1), ("signed_at", 1 << 40), ("signed_at", 1.0),
-     ("certificate", b""), ("certificate", b"x" * 9000), ("intermediate", b"\x30\x00"), ("intermediate", [b"x"]), ("extra", 1)],
+     ("certificate", b""), ("certificate", b"x" * 9000), ("intermediate", b"\x30\x00"), ("intermediate", [b"x"]), ("extra", 1),
+     ("index", -1), ("index", 1), ("index", 1 << 40), ("count", 0), ("count", 1 << 40), ("path", b"x"), ("path", b"x" * 32), ("path", b"x" * 3200)],
 )  # fmt: skip
 def test_a_malformed_signature_record_is_refused(server, trust, key, value):
     message = signed(request(), server)
@@ -272,7 +274,30 @@ def test_whatever_goes_through_the_grid_is_signed_and_a_broadcast_once(server, t
     assert counting.count == 1
     grid.push_messages(make_stage_request(fields, bytes([node]), node_id=node, message_type="query.share_keys") for node in range(1, 4))
     assert counting.count == 4
-    assert len([check(message, trust) for message in sink.taken]) == 53
+    assert len([check(message, trust, node=message.metadata.dst_node_id) for message in sink.taken]) == 53
+    assert max(len(message.content[SIGNATURE_RECORD]["path"]) for message in sink.taken) == 6 * 32
+
+
+def test_a_request_to_one_client_is_none_to_another_even_in_the_same_run(server, trust):
+    """Somebody on the way shows node 2 what the server asked node 1: alone, or as one of those that a broadcast was for."""
+    sink = Sink()
+    grid = SignedGrid(sink, lambda: server, lambda: NOW)
+    fields = RoundRequest(run_id="r", server_round=1, plan_json="{}", noise_multiplier=1.0)
+    grid.push_messages(make_stage_request(fields, b"boxes", node_id=node, message_type="query.share_keys") for node in (1, 4, 5))
+    alone = signed(make_stage_request(fields, b"boxes", node_id=1, message_type="query.share_keys"), server)
+    for message in (alone, *sink.taken):
+        own = message.metadata.dst_node_id
+        check(message, trust, node=own)
+        for other in {1, 2, 4, 5} - {own}:
+            with pytest.raises(SignatureError, match="another run or node"):
+                check(message, trust, node=other)
+    first, second, _ = (message.content[SIGNATURE_RECORD] for message in sink.taken)
+    forged = Message(sink.taken[0].content, dst_node_id=2, message_type="query.share_keys")  # and names node 2 on the outside
+    for changes in ({}, {"index": 1}, {"index": 1, "path": second["path"]}, {"index": 0, "count": 1, "path": b""}, {"count": 2},
+                    {"path": first["path"][:32]}, {"path": first["path"] + bytes(32)}):  # fmt: skip
+        forged.content[SIGNATURE_RECORD] = ConfigRecord({**first, **changes})
+        with pytest.raises(SignatureError):
+            check(forged, trust, node=2)
 
 
 def test_a_renewed_certificate_is_used_from_the_next_message_on(authority, server, trust):
