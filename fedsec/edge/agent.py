@@ -45,6 +45,7 @@ from fedsec.edge.agent_settings import AgentSettings, client_home, load_agent_se
 from fedsec.edge.agent_status import Status, utc_now
 from fedsec.edge.audit import AuditLog
 from fedsec.edge.loopback import HOST, make_loopback
+from fedsec.edge.memory import keep_freed_memory
 from fedsec.errors import ConfigError, FedsecError, StorageError
 from fedsec.files import exclusive_lock
 from fedsec.identity.folder import Identity, keep_private, load_identity, use_passphrase_file
@@ -318,6 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--passphrase-file", type=Path, default=None, help="file with the key's passphrase; default $FEDSEC_PASSPHRASE_FILE"
     )
     given = parser.parse_args(arguments)
+    keep_freed_memory()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         use_passphrase_file(given.passphrase_file)

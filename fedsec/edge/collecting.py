@@ -7,7 +7,8 @@ announces the reply to the SuperLink and hands the objects over.
 1. An object must be declared, of the declared children, and have the hash that is its id; the root's own metadata must be the announced
    ones (``flower_objects``). What does not fit is refused and goes nowhere: the ServerApp never hears of such a reply.
 2. Whatever was taken is in a file before it is acknowledged, so that a gateway that is killed goes on where it was. Files are not forced
-   to the platter: a power cut may lose a reply, never make a false one, for a file's hash is looked at before it is used.
+   to the platter: a power cut may lose a reply, never make a false one, for the hash of a file is looked at before it is used, unless this
+   process wrote it, saw its hash while it did, and nobody touched it since. Large objects never are in memory as a whole (``intake``).
 3. Everything may be repeated: the same announcement gives the same session, an object that is there already is acknowledged again, also
    after the reply went through. The SuperLink's three minutes for a push begin when all is there.
 4. A node has at most four open replies and eight finished ones that are remembered, one for each message that it answers, the newest; and
@@ -21,6 +22,7 @@ Source: flwr 1.41, ``sql_linkstate.store_message_res``, ``sql_corestate.store_ob
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import secrets
 import shutil
@@ -32,8 +34,10 @@ from pathlib import Path
 from google.protobuf.message import DecodeError as ProtobufError
 
 from fedsec.edge import fleet_pb2
-from fedsec.edge.flower_objects import check_kinds, check_object, read_head, read_tree
+from fedsec.edge.flower_objects import check_head, check_kinds, check_object, read_head, read_tree
+from fedsec.edge.intake import Intake, Part
 from fedsec.edge.refusal import Reason, Refused
+from fedsec.edge.upstream import FileBody, Signature, signature_of
 from fedsec.errors import StorageError
 from fedsec.files import atomic_write_bytes
 
@@ -42,7 +46,7 @@ MAX_DONE = 8
 MAX_MEMORY_BYTES = 256 * 1024 * 1024
 """Contents kept in memory beside their files, all nodes together; beyond it they are read again."""
 
-_ANNOUNCED, _DONE = "announced", "done"
+_ANNOUNCED, _DONE, _CHUNK = "announced", "done", "ArrayChunk"
 _SESSION_BYTES = 16
 
 
@@ -57,6 +61,7 @@ class Collection:
         tree: objects and their children, the root first.
         kinds: of the objects that are there.
         memory: contents that are also in memory.
+        written: files that this process wrote and checked, as they were then.
         taken: bytes in files.
         done: it went through.
         lock: held while it goes through.
@@ -68,6 +73,7 @@ class Collection:
     tree: dict[str, tuple[str, ...]]
     kinds: dict[str, str] = field(default_factory=dict)
     memory: dict[str, bytes | memoryview] = field(default_factory=dict)
+    written: dict[str, Signature] = field(default_factory=dict)
     taken: int = 0
     done: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -121,6 +127,9 @@ class Collector:
                     content = (path / name).read_bytes()
                     found.kinds[name] = _checked(found, name, content)
                     found.taken += len(content)
+            for left in path.iterdir():  # of calls that were cut, and of replies that went through
+                if left.name not in {_ANNOUNCED, _DONE} and left.name not in found.kinds:
+                    left.unlink()
         except (OSError, ProtobufError, IndexError, Refused):
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -173,6 +182,7 @@ class Collector:
     def _forget_contents(self, one: Collection) -> None:
         self._memory -= sum(map(len, one.memory.values()))
         one.memory.clear()
+        one.written.clear()
 
     def find(self, node_id: int, session_id: str, run_id: int, object_id: str) -> Collection:
         """The reply that an object is of.
@@ -209,6 +219,56 @@ class Collector:
             with self._lock:
                 self._reserved[node_id] -= len(content)
 
+    def part(self, node_id: int, run_id: int, object_id: str, start: memoryview, size: int) -> Part | None:
+        """Begin to take a large object while it comes; None if it is to be taken as a whole. Its bytes are reserved until :meth:`release`.
+
+        Args:
+            node_id: whose.
+            run_id: of the reply.
+            object_id: of the object.
+            start: its first bytes.
+            size: of all of it.
+
+        Raises:
+            Refused: there would be too many bytes.
+        """
+        known = self._nodes.get(node_id, {}).values()
+        found = next((one for one in known if one.message.metadata.run_id == run_id and object_id in one.missing()), None)
+        try:
+            head = read_head(start, size)
+        except Refused:
+            return None
+        if found is None or head.kind != _CHUNK:
+            return None
+        self._reserve(node_id, size)
+        path = found.folder / f"{object_id}.{secrets.token_hex(4)}"
+        return Part(node_id=node_id, object_id=object_id, head=head, size=size, path=path)
+
+    def release(self, part: Part) -> None:
+        """The bytes of a part are counted elsewhere by now, or gone."""
+        with self._lock:
+            self._reserved[part.node_id] -= part.size
+
+    def adopt(self, found: Collection, intake: Intake) -> None:
+        """:meth:`take` for an object whose file is written already; blocks, raises the same."""
+        part = intake.part
+        check_head(part.head, found.tree[part.object_id], root=found.message if part.object_id == found.root else None)
+        if intake.object_sha256 != part.object_id:
+            raise Refused(Reason.MESSAGE, "an object's id is not its hash")
+        with self._lock:
+            if part.object_id in found.missing():
+                self._name(found, part)
+
+    def _name(self, found: Collection, part: Part) -> None:
+        path = found.folder / part.object_id
+        try:
+            part.path.replace(path)
+            found.written[part.object_id] = signature_of(path.stat())
+        except OSError as error:
+            raise StorageError(f"cannot write an object of a reply: {error.strerror or error}") from error
+        found.taken += part.size
+        found.kinds[part.object_id] = part.head.kind
+
     def _reserve(self, node_id: int, size: int) -> None:
         """Count bytes before they are written, for a node may send many objects at the same time."""
         with self._lock:
@@ -234,16 +294,19 @@ class Collector:
                 part.unlink(missing_ok=True)
         return kind
 
-    def content(self, found: Collection, object_id: str) -> bytes | memoryview:
-        """An object that is there; blocks.
+    def content(self, found: Collection, object_id: str) -> bytes | memoryview | FileBody:
+        """An object that is there; blocks. Of a file that this process wrote and nobody touched since, the hash is not looked at once more.
 
         Raises:
             StorageError: its file is gone or damaged.
         """
         if (kept := found.memory.get(object_id)) is not None:
             return kept
+        path, written = found.folder / object_id, found.written.get(object_id)
         try:
-            content = (found.folder / object_id).read_bytes()
+            if written is not None and signature_of(path.stat()) == written:
+                return FileBody(path, written)
+            content = path.read_bytes()
         except OSError as error:
             raise StorageError(f"cannot read an object of a reply: {error.strerror or error}") from error
         if hashlib.sha256(content).hexdigest() != object_id:
@@ -259,7 +322,7 @@ class Collector:
             raise
 
     def finish(self, node_id: int, found: Collection) -> None:
-        """It went through: keep only that; blocks.
+        """It went through: remember only that; blocks. Its files are :meth:`tidy`'s.
 
         Raises:
             StorageError: the file system refused.
@@ -267,9 +330,14 @@ class Collector:
         atomic_write_bytes(found.folder / _DONE, b"", mode=0o600, durable=False)
         found.done = True
         self._forget_contents(found)
-        for name in found.kinds:
-            (found.folder / name).unlink(missing_ok=True)
         self._trim(node_id)
+
+    @staticmethod
+    def tidy(found: Collection) -> None:
+        """Remove the files of a reply that went through; blocks, and nobody need wait for it."""
+        with contextlib.suppress(OSError):
+            for name in found.kinds:
+                (found.folder / name).unlink(missing_ok=True)
 
     def drop(self, found: Collection) -> None:
         """Forget a reply that cannot go through."""

@@ -76,6 +76,25 @@ class PushedObject:
     content: memoryview
 
 
+@dataclass(frozen=True)
+class ObjectPlace:
+    """Where an object is in a body that pushes it, as its beginning says.
+
+    Attributes:
+        run_id: as it stands there.
+        object_id: as it stands there.
+        tag_at: where the content's field begins.
+        begin: where the content begins.
+        end: where it ends.
+    """
+
+    run_id: int
+    object_id: str
+    tag_at: int
+    begin: int
+    end: int
+
+
 @functools.lru_cache(maxsize=1 << 14)
 def flower_public_key(public_key: bytes) -> bytes:
     """A key as Flower writes it: PEM.
@@ -165,7 +184,49 @@ def _pushed_object(body: bytes | bytearray, node: Node) -> PushedObject:
     return PushedObject(request.run_id, request.object_id, request.session_id, content)
 
 
-def _varint(body: bytes | bytearray, place: int) -> tuple[int | None, int]:
+def find_content(first: bytes | memoryview, size: int) -> ObjectPlace | None:
+    """Where the object is in the body of a ``push-object``; None if its beginning does not say so in the one spelling that Flower writes.
+
+    Args:
+        first: the beginning of the body.
+        size: of the whole body.
+    """
+    place, end, before = 0, len(first), 0
+    while place < end:
+        tag, start = first[place], place
+        value, place = _varint(first, place + 1)
+        if tag not in _OBJECT_TAGS or tag <= before or value is None:
+            return None
+        before = tag
+        if tag == _OBJECT_CONTENT:
+            return _place(bytes(first[:start]), place, place + value) if place + value <= size else None
+        place += value if tag & 7 == _LENGTH_FIRST else 0
+    return None
+
+
+def _place(fields: bytes, begin: int, end: int) -> ObjectPlace | None:
+    try:
+        request = fleet_pb2.PushObjectRequest.FromString(fields)
+    except (ProtobufError, ValueError):
+        return None
+    return ObjectPlace(request.run_id, request.object_id, len(fields), begin, end)
+
+
+def pushed_without_content(rest: bytes | bytearray, place: ObjectPlace, node: Node) -> PushedObject:
+    """A PushObjectRequest whose content is elsewhere; the fields around it are read as those of any other.
+
+    Args:
+        rest: the body without the content.
+        place: where that was.
+        node: the certificate's.
+
+    Raises:
+        Refused: as :func:`check_body`.
+    """
+    return _pushed_object(rest[: place.tag_at] + bytes((_OBJECT_CONTENT, 0)) + rest[place.begin :], node)
+
+
+def _varint(body: bytes | bytearray | memoryview, place: int) -> tuple[int | None, int]:
     """A number of 64 bits in its one spelling, and the place after it; None: something else."""
     value = 0
     for shift in range(0, 70, 7):

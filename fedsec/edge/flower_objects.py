@@ -92,8 +92,12 @@ def read_tree(tree: fleet_pb2.ObjectTree, *, most: int = MAX_OBJECTS) -> dict[st
     return found
 
 
-def read_head(content: bytes | memoryview) -> Head:
+def read_head(content: bytes | memoryview, size: int | None = None) -> Head:
     """The head of an object.
+
+    Args:
+        content: of it, or its beginning.
+        size: of the whole, if that is more.
 
     Raises:
         Refused: it is not one.
@@ -101,7 +105,12 @@ def read_head(content: bytes | memoryview) -> Head:
     start = bytes(content[:MAX_HEAD_BYTES])
     end = start.find(b"\0")
     parts = start[:end].split(b" ") if end >= 0 else []
-    if len(parts) != 3 or not start[:end].isascii() or not _LENGTH.fullmatch(parts[2]) or int(parts[2]) != len(content) - end - 1:
+    if (
+        len(parts) != 3
+        or not start[:end].isascii()
+        or not _LENGTH.fullmatch(parts[2])
+        or int(parts[2]) != (len(content) if size is None else size) - end - 1
+    ):
         raise Refused(Reason.MESSAGE, "an object is not of Flower's form")
     kind, children = parts[0].decode("ascii"), tuple(parts[1].decode("ascii").split(",")) if parts[1] else ()
     if kind not in _HOLDS:
@@ -121,14 +130,19 @@ def check_object(content: bytes | memoryview, children: tuple[str, ...], *, root
         Refused: says what is wrong.
     """
     head = read_head(content)
-    if len(head.children) != len(children) or set(head.children) != set(children):
-        raise Refused(Reason.MESSAGE, "an object's children are not the declared ones")
-    if (head.kind == MESSAGE) is not (root is not None):
-        raise Refused(Reason.MESSAGE, "the root of a tree is a Message, and nothing else in it is one")
+    check_head(head, children, root=root)
     if root is not None:
         _check_root(bytes(content[head.body_at :]), len(children), root)
     check_record(head.kind, memoryview(content)[head.body_at :], head.children)
     return head.kind
+
+
+def check_head(head: Head, children: tuple[str, ...], *, root: fleet_pb2.Message | None) -> None:
+    """The part of :func:`check_object` that needs the head only; raises Refused."""
+    if len(head.children) != len(children) or set(head.children) != set(children):
+        raise Refused(Reason.MESSAGE, "an object's children are not the declared ones")
+    if (head.kind == MESSAGE) is not (root is not None):
+        raise Refused(Reason.MESSAGE, "the root of a tree is a Message, and nothing else in it is one")
 
 
 def _check_root(body: bytes, children: int, outer: fleet_pb2.Message) -> None:

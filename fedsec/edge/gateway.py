@@ -32,6 +32,7 @@ from fedsec.edge.gateway_state import CallSettings, GatewayState, utc_now
 from fedsec.edge.gateway_tasks import Caretaker
 from fedsec.edge.limits import Limiter
 from fedsec.edge.longpoll import Spool
+from fedsec.edge.memory import keep_freed_memory
 from fedsec.edge.metrics import Metrics, serve_metrics
 from fedsec.edge.postbox import Postbox
 from fedsec.edge.registration import Registry
@@ -251,6 +252,7 @@ def main() -> None:
         "--passphrase-file", type=Path, default=None, help="file with the key's passphrase; default $FEDSEC_PASSPHRASE_FILE"
     )
     arguments = parser.parse_args()
+    keep_freed_memory()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
         use_passphrase_file(arguments.passphrase_file)

@@ -20,6 +20,7 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,8 +29,9 @@ import grpc
 
 from fedsec.edge import edge_pb2, paths
 from fedsec.edge.authority import check_request
-from fedsec.edge.fleet_calls import Node, check_body, check_headers
+from fedsec.edge.fleet_calls import Node, check_body, check_headers, find_content
 from fedsec.edge.gateway_state import GatewayState
+from fedsec.edge.intake import LEAST_BYTES, MAX_TAIL_BYTES, Intake, Whole, collect
 from fedsec.edge.pulling import Forwarded, pull_messages, pull_object
 from fedsec.edge.refusal import Reason, Refused
 from fedsec.edge.replies import push_messages, push_object
@@ -60,6 +62,7 @@ _OK = 200
 _HASH_BYTES = 32
 _THREAD_ABOVE = MAX_CHUNK_BYTES
 _MAX_VERSION = 64
+_INTAKE_THREADS = 8
 
 
 @dataclass(eq=False)
@@ -91,6 +94,7 @@ class EdgeService:
     def __init__(self, state: GatewayState) -> None:
         self._state = state
         self._running: set[Running] = set()
+        self._pool = ThreadPoolExecutor(_INTAKE_THREADS, thread_name_prefix="intake")
 
     def cut_revoked(self) -> int:
         """End the running calls of certificates that are revoked by now; says how many."""
@@ -172,11 +176,14 @@ class EdgeService:
             first = await self._read(context, self._state.settings.head_timeout_s)
             forward, session = self._check_head(first, call)
             self._state.limiter.hold(call.peer.public_key, forward.body_size, self._state.monotonic())
+            body: bytes | bytearray | Intake = b""
             try:
-                body = await self._body(first, forward, context)
+                body = await self._body(first, forward, call, context)
                 answer = await self._serve(forward, body, call)
-                del body
             finally:
+                if isinstance(body, Intake):
+                    self._let_go(body)
+                del body
                 self._state.limiter.release(call.peer.public_key, forward.body_size)
             call.facts |= {"status": answer.status, "answer_bytes": len(answer.body)}
             self._state.limiter.answer(call.peer.public_key, len(answer.body), self._state.monotonic())
@@ -218,39 +225,67 @@ class EdgeService:
         check_headers(forward, call.peer.public_key)
         return forward, session
 
-    async def _body(self, first: Any, forward: Call, context: Any) -> bytes | bytearray:
+    async def _body(self, first: Any, forward: Call, call: Running, context: Any) -> bytes | bytearray | Intake:
         """The body, in time, of the announced size and hash."""
         settings, announced = self._state.settings, forward.body_size
         if len(first.chunk) == announced:
-            body: bytes | bytearray = first.chunk
-            digest = hashlib.sha256(body).digest()
-        else:
-            try:
-                async with asyncio.timeout(settings.body_timeout_s + announced / settings.min_bytes_per_s):
-                    body, digest = await _collect(first.chunk, announced, context, settings.body_timeout_s)
-            except TimeoutError:
+            _check_hash(hashlib.sha256(first.chunk).digest(), forward)
+            chunk: bytes = first.chunk
+            return chunk
+        taker = self._intake(first.chunk, forward, call) or Whole(announced)
+        try:
+            async with asyncio.timeout(settings.body_timeout_s + announced / settings.min_bytes_per_s):
+                await collect(taker, first.chunk, announced, context.read, settings.body_timeout_s)
+                _check_hash(await taker.finish(), forward)
+        except BaseException as error:
+            if isinstance(taker, Intake):
+                self._let_go(taker)
+            if isinstance(error, TimeoutError):
                 raise Refused(Reason.SLOW, f"the body of {announced} bytes did not come in time") from None
-        if not hmac.compare_digest(digest, forward.body_sha256):
-            raise Refused(Reason.SIGNATURE, "the body is not the one that was proven")
-        return body
+            raise
+        return taker if isinstance(taker, Intake) else taker.body
 
-    async def _serve(self, forward: Call, body: bytes | bytearray, call: Running) -> Forwarded:
+    def _intake(self, first: bytes, forward: Call, call: Running) -> Intake | None:
+        """A file for the object in this body; None if the body is to be taken as a whole."""
+        if forward.path != paths.PUSH_OBJECT or forward.body_size < LEAST_BYTES:
+            return None
+        state = self._state
+        node, place = state.registry.find(call.peer.public_key), find_content(first, forward.body_size)
+        if node is None or place is None or forward.body_size - place.end > MAX_TAIL_BYTES:
+            return None
+        start = memoryview(first)[place.begin : place.end]
+        part = state.collector.part(node.node_id, place.run_id, place.object_id, start, place.end - place.begin)
+        if part is None:
+            return None
+        try:
+            return Intake(part, place, self._pool)
+        except BaseException:
+            state.collector.release(part)
+            raise
+
+    def _let_go(self, intake: Intake) -> None:
+        intake.close()
+        self._state.collector.release(intake.part)
+
+    async def _serve(self, forward: Call, body: bytes | bytearray | Intake, call: Running) -> Forwarded:
         state = self._state
         node = state.registry.find(call.peer.public_key)
         if node is None:
             raise Refused(
                 Reason.NOT_REGISTERED, "this client is not on the CA's list that the gateway has, or not registered yet; come back later"
             )
-        request = check_body(forward.path, body, node)
+        request: Any = body.pushed(node) if isinstance(body, Intake) else check_body(forward.path, body, node)
         self._check_again(call, forward)
         if forward.received_pull:
             await state.confirm(node.node_id, forward.received_pull)
+        if forward.path == paths.PUSH_OBJECT:
+            intake = body if isinstance(body, Intake) else None
+            return await push_object(state, node, forward, request, lambda: self._check_again(call, forward), intake)
+        assert not isinstance(body, Intake)  # of push-object only
         if forward.path == paths.PULL_MESSAGES:
             return await pull_messages(state, node, forward, bytes(body))
         if forward.path == paths.PUSH_MESSAGES:
             return await push_messages(state, node, request)
-        if forward.path == paths.PUSH_OBJECT:
-            return await push_object(state, node, forward, request, lambda: self._check_again(call, forward))
         return await self._pass_on(forward, body, request, node)
 
     async def _pass_on(self, forward: Call, body: bytes | bytearray, request: Any, node: Node) -> Forwarded:
@@ -337,6 +372,11 @@ class EdgeService:
         return peer, certificate
 
 
+def _check_hash(digest: bytes, forward: Call) -> None:
+    if not hmac.compare_digest(digest, forward.body_sha256):
+        raise Refused(Reason.SIGNATURE, "the body is not the one that was proven")
+
+
 def _call_of(first: Any) -> Call:
     """The head of a call; sizes are checked here, so that a hostile one costs little."""
     if (
@@ -358,29 +398,6 @@ def _call_of(first: Any) -> Call:
         body_size=first.body_size,
         body_sha256=first.body_sha256,
     )
-
-
-async def _collect(head: bytes, announced: int, context: Any, pause_s: float) -> tuple[bytearray, bytes]:
-    """A body that comes in pieces, none later than ``pause_s`` after the one before, and its SHA-256.
-
-    Memory for it is taken once, hashing goes on while pieces come.
-    """
-    body, state, size = bytearray(announced), hashlib.sha256(), 0
-    piece: bytes | memoryview = head
-    while True:
-        if size + len(piece) > announced:
-            raise Refused(Reason.MALFORMED, "the body is longer than announced")
-        body[size : size + len(piece)] = piece
-        size += len(piece)
-        state.update(piece)
-        if size == announced:
-            return body, state.digest()
-        async with asyncio.timeout(pause_s):
-            message = await context.read()
-        if message is not grpc.aio.EOF:
-            piece = message if isinstance(message, memoryview) else message.chunk
-        if message is grpc.aio.EOF or not piece:
-            raise Refused(Reason.MALFORMED, "the body is shorter than announced")
 
 
 async def _proven(session: Session, forward: Call, answer: Forwarded) -> edge_pb2.ForwardReply:

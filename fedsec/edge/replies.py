@@ -19,6 +19,7 @@ from fedsec.edge import fleet_pb2, paths
 from fedsec.edge.collecting import Collection
 from fedsec.edge.fleet_calls import Node, PushedObject
 from fedsec.edge.gateway_state import GatewayState
+from fedsec.edge.intake import Intake
 from fedsec.edge.pulling import Forwarded
 from fedsec.edge.refusal import Reason, Refused
 from fedsec.edge.signing import Call
@@ -54,7 +55,9 @@ async def push_messages(state: GatewayState, node: Node, request: fleet_pb2.Push
     return Forwarded(_OK, PROTOBUF, answer.SerializeToString())
 
 
-async def push_object(state: GatewayState, node: Node, call: Call, pushed: PushedObject, check_again: Callable[[], None]) -> Forwarded:
+async def push_object(
+    state: GatewayState, node: Node, call: Call, pushed: PushedObject, check_again: Callable[[], None], intake: Intake | None = None
+) -> Forwarded:
     """Take an object, and hand the reply over if it was the last one.
 
     Args:
@@ -63,6 +66,7 @@ async def push_object(state: GatewayState, node: Node, call: Call, pushed: Pushe
         call: with Flower's headers.
         pushed: the object.
         check_again: refuses if the caller may not be served any more; called right before the SuperLink hears of the reply.
+        intake: what wrote its content into a file while it came; None: the content is in ``pushed``.
 
     Raises:
         Refused: the object is not declared, or not what was declared.
@@ -72,7 +76,10 @@ async def push_object(state: GatewayState, node: Node, call: Call, pushed: Pushe
     found = state.collector.find(node.node_id, pushed.session_id, pushed.run_id, pushed.object_id)
     state.note_use(node.node_id)
     if pushed.object_id in found.missing():
-        await asyncio.to_thread(state.collector.take, node.node_id, found, pushed.object_id, pushed.content)
+        if intake is not None:
+            await asyncio.to_thread(state.collector.adopt, found, intake)
+        else:
+            await asyncio.to_thread(state.collector.take, node.node_id, found, pushed.object_id, pushed.content)
     stored = True
     if not found.done and not found.missing():
         task = asyncio.create_task(_hand_over(state, node, call, found, check_again))
@@ -99,6 +106,7 @@ async def _hand_over(state: GatewayState, node: Node, call: Call, found: Collect
             if not await _send(state, node, call, found, object_id, told.session_id):
                 raise UpstreamError("the SuperLink did not take an object of a reply")
         await asyncio.to_thread(_finish, state, node, found)
+        state.keep_task(asyncio.create_task(asyncio.to_thread(state.collector.tidy, found)))
         state.metrics.count("replies_total")
         return True
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import os
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,46 @@ _THREADS = 64
 """More than one client may use at a time, so that one cannot keep the others waiting."""
 
 
-UpstreamBody: TypeAlias = bytes | bytearray | tuple[bytes | bytearray | memoryview, ...]
+FILE_PIECE = 1 << 20
+Signature: TypeAlias = tuple[int, int, int, int, int]
+
+
+def signature_of(found: os.stat_result) -> Signature:
+    """What changes when anybody writes to a file, or puts another in its place."""
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@dataclass(frozen=True)
+class FileBody:
+    """A part of a body that is in a file; read anew each time it is sent, in pieces.
+
+    Attributes:
+        path: of the file.
+        signature: that it must still have.
+    """
+
+    path: Path
+    signature: Signature
+
+    def __len__(self) -> int:
+        return self.signature[2]
+
+    def __iter__(self) -> Iterator[memoryview]:
+        """Its pieces, each good until the next one; raises OSError if it cannot be read, or was touched."""
+        buffer = memoryview(bytearray(min(FILE_PIECE, len(self))))
+        with self.path.open("rb", buffering=0) as handle:
+            if signature_of(os.fstat(handle.fileno())) != self.signature:
+                raise OSError("a file changed since it was written")
+            left = len(self)
+            while left:
+                size = handle.readinto(buffer[: min(left, FILE_PIECE)])
+                if not size:
+                    raise OSError("a file is shorter than it was")
+                left -= size
+                yield buffer[:size]
+
+
+UpstreamBody: TypeAlias = bytes | bytearray | tuple[bytes | bytearray | memoryview | FileBody, ...]
 
 
 class UpstreamError(FedsecError):
@@ -115,7 +155,7 @@ class Upstream:
         try:
             size = sum(map(len, body)) if isinstance(body, tuple) else len(body)
             ours = {"content-type": PROTOBUF, "accept": PROTOBUF, "content-length": str(size)}
-            connection.request("POST", path, body=body, headers={**ours, **headers})
+            connection.request("POST", path, body=_pieces(body), headers={**ours, **headers})
             with connection.getresponse() as answer:
                 content = answer.read(self._max_bytes + 1)
                 if len(content) > self._max_bytes:
@@ -156,3 +196,9 @@ class Upstream:
             idle, self._idle = self._idle, []
         for connection, _ in idle:
             connection.close()
+
+
+def _pieces(body: UpstreamBody) -> bytes | bytearray | Iterable[bytes | bytearray | memoryview]:
+    if not isinstance(body, tuple):
+        return body
+    return (piece for part in body for piece in (part if isinstance(part, FileBody) else (part,)))
