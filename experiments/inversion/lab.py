@@ -16,6 +16,7 @@ from fedsec.data.base import Dataset
 from fedsec.models.factory import Model, build_model
 from fedsec.models.parameters import get_arrays
 from fedsec.plan.sections import ModelSection
+from fedsec.privacy.auditing.first_model import class_rows, likeliest_record
 from fedsec.privacy.auditing.inversion import PicturePrior, label_from_bias, match_gradient, record_from_linear
 from fedsec.privacy.dpsgd import SgdSettings, train
 from fedsec.privacy.streams import RoundStreams, derive_key, simulation_root
@@ -109,32 +110,17 @@ def analytic(seen: Arrays) -> Guess:
 
 
 def of_a_sum(scene: Scene, seen: Arrays, label: int) -> Guess:
-    """Logistic regression at its first model: row c of the sum is a tenth of all records less those of class c.
-
-    With the mean public picture for the former the latter is left over: a class with one record in the sum is laid bare.
-    """
-    a_tenth_of_ten = scene.prior.mean
-    return Guess(picture=(a_tenth_of_ten - seen["weight"][label]).reshape(28, 28), label=label)
+    """Class rows of the sum, told that each class has one record in it."""
+    picture = class_rows(seen["weight"], seen["bias"], label, scene.prior.mean, total=CLASSES, count=1)
+    return Guess(picture=picture.reshape(28, 28), label=label)
 
 
 def with_prior(scene: Scene, seen: Arrays, *, noise: float, label: int | None = None) -> Guess:
-    """The likeliest picture behind a clipped, noised gradient of the first logistic model.
-
-    There all classes have probability 1/10, so the gradient of a record of class c is a known vector times the record, clipped to norm 1.
-    The class, if it is not known, is the one in whose direction the gradient looks most like the mean public picture.
-    """
-    mean = np.append(scene.prior.mean, 1.0)
-    rows = np.concatenate([seen["weight"], seen["bias"][:, None]], axis=1)
-    along = []
-    for row in range(CLASSES):
-        direction = np.full(CLASSES, 1.0 / CLASSES)
-        direction[row] -= 1.0
-        along.append(direction / np.linalg.norm(direction) @ rows)
-    if label is None:
-        label = int(np.argmax([values @ mean for values in along]))
-    length = np.sqrt(scene.mean_norm**2 + 1.0)
-    picture = scene.prior.likeliest(along[label][:-1] * length, noise_variance=(noise * length) ** 2)
-    return Guess(picture=picture.reshape(28, 28), label=label)
+    """The likeliest picture behind a gradient that was clipped to norm 1 and noised."""
+    picture, found = likeliest_record(
+        seen["weight"], seen["bias"], scene.prior, noise=noise, clip_norm=1.0, mean_norm=scene.mean_norm, label=label
+    )
+    return Guess(picture=picture.reshape(28, 28), label=found)
 
 
 def matching(name: str, seed: int, seen: Arrays, *, steps: int) -> Guess:

@@ -12,13 +12,14 @@ import typer
 if TYPE_CHECKING:
     from fedsec.plan.arms import Arm
     from fedsec.plan.model import Plan
+    from fedsec.plan.sweep import SweepGrid
 
 EPILOG = (
     "Examples:  fedsec sweep  ·  fedsec sweep my-plan.toml --epsilon 1,3,8,inf --seeds 5 --out runs/price  ·  "
     "fedsec sweep --vary training.clip_norm=0.5,1 --audit none  ·  fedsec sweep --set model.name=mlp --ablate layers --at inf:training.learning_rate=0.5  ·  "
     "the same command again goes on where it was stopped"
 )
-AUDITS = ("one-run", "loss-threshold", "lira")
+AUDITS = ("one-run", "loss-threshold", "lira", "inversion")
 ABLATIONS = ("layers", "slices")
 
 
@@ -36,8 +37,13 @@ def sweep(
         [], help="A setting for one epsilon alone, as EPSILON:section.key=value; may be given often.", show_default=False
     ),
     jobs: int | None = typer.Option(None, help="Runs at a time; one per core if left out.", show_default=False),
-    audit: str = typer.Option("one-run,loss-threshold", help=f"Audits between commas: {', '.join(AUDITS)}; or none."),
+    audit: str | None = typer.Option(
+        None,
+        help=f"Audits between commas: {', '.join(AUDITS)}; or none. If left out: one-run, loss-threshold, and inversion where records are pictures.",
+        show_default=False,
+    ),
     canaries: int = typer.Option(4000, min=20, max=100_000, help="Canaries of an audit."),
+    shadow_models: int = typer.Option(16, min=2, max=512, help="Shadow models of lira, each a whole training, for each ε and seed."),
     ablate: str | None = typer.Option(
         None, help="layers: which layer loses least under noise; slices: which classes and sites.", show_default=False
     ),
@@ -79,6 +85,7 @@ def sweep(
         {value: settings for value, settings in AT.items() if value in epsilons} if plan is None and not _is_other_model(overrides) else {}
     )
     base = sweep_base(asked)
+    audits = _audits(audit, base)
     grid = make_sweep(
         base,
         epsilons=epsilons,
@@ -86,14 +93,15 @@ def sweep(
         varied=parse_varied(vary),
         arms=_arms(base, ablate, epsilons),
         at={**own, **parse_at(at)},
-        audits=_names(audit, AUDITS, "--audit"),
+        audits=audits,
         canaries=canaries,
+        shadow_models=shadow_models,
     )
     plans = plans_of_sweep(base, grid)
     folder = (out if out is not None else Path("runs") / f"sweep-{sweep_digest(base)[:10]}").absolute()
     order = SweepOrder(
         folder=folder, jobs=jobs or usable_cores(), fresh=not resume, as_json=as_json, quiet=quiet,
-        command=_command(plan, overrides, epsilon or EPSILONS, seeds, vary, at, audit, canaries, ablate),
+        command=_command(plan, overrides, epsilon or EPSILONS, seeds, vary, at, grid, ablate),
     )  # fmt: skip
     code = run_sweep(base, grid, plans, order)
     if code:
@@ -109,6 +117,25 @@ def _names(words: str, known: tuple[str, ...], option: str) -> tuple[str, ...]:
     from fedsec.plan.grid import parse_names
 
     return () if words.strip() == "none" else parse_names(words, known=known, option=option)
+
+
+def _audits(words: str | None, base: Plan) -> tuple[str, ...]:
+    """The audits that are asked for; those of a sweep that asks for none in particular are the ones that fit its plan.
+
+    Raises:
+        ConfigError: an unknown one, or pictures of records that are none.
+    """
+    from fedsec.errors import ConfigError
+    from fedsec.plan.sweep import INVERSION
+    from fedsec.plan.sweep_tasks import why_no_pictures
+
+    why = why_no_pictures(base)
+    if words is None:
+        return ("one-run", "loss-threshold", *(() if why else (INVERSION,)))
+    names = _names(words, AUDITS, "--audit")
+    if INVERSION in names and why:
+        raise ConfigError(f"{INVERSION} does not fit this plan: {why}", field="--audit", mend="leave it out")
+    return names
 
 
 def _arms(base: Plan, ablate: str | None, epsilons: tuple[float, ...]) -> tuple[Arm, ...]:
@@ -131,8 +158,7 @@ def _command(
     seeds: int,
     vary: list[str],
     at: list[str],
-    audit: str,
-    canaries: int,
+    grid: SweepGrid,
     ablate: str | None,
 ) -> str:
     """The command that makes this sweep, with nothing that matters left to a default."""
@@ -141,5 +167,6 @@ def _command(
     words += ["--epsilon", epsilon, "--seeds", str(seeds)]
     words += [word for text in vary for word in ("--vary", text)]
     words += [word for text in at for word in ("--at", text)]
-    words += ["--audit", audit, *(["--canaries", str(canaries)] if audit != "none" else [])]
+    words += ["--audit", ",".join(grid.audits) or "none", *(["--canaries", str(grid.canaries)] if grid.attacks else [])]
+    words += ["--shadow-models", str(grid.shadow_models)] if "lira" in grid.attacks else []
     return shlex.join([*words, *(["--ablate", ablate] if ablate is not None else [])])

@@ -34,7 +34,7 @@ ALONE_L2 = 10.0
 def main(words: list[str] | None = None) -> None:
     """Do what the arguments say."""
     parser = argparse.ArgumentParser(prog="sweep_point", description=__doc__)
-    parser.add_argument("what", choices=("check", "run", "audit", "controls"))
+    parser.add_argument("what", choices=("check", "run", "audit", "controls", "inversion"))
     parser.add_argument("plan", type=Path)
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--out", type=Path)
@@ -42,10 +42,12 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--noise-only", default="")
     parser.add_argument("--kinds", default="one-run,loss-threshold")
     parser.add_argument("--canaries", type=int, default=4000)
+    parser.add_argument("--shadow-models", type=int, default=16)
+    parser.add_argument("--grid", default="{}")
     parser.add_argument("--delta", type=float, default=1e-5)
     arguments = parser.parse_args(words)
     try:
-        value = {"check": check_points, "run": run_point}.get(arguments.what, audit_point)(arguments)
+        value = {"check": check_points, "run": run_point, "inversion": invert_points}.get(arguments.what, audit_point)(arguments)
     except typer.Exit as stopped:
         sys.exit(stopped.exit_code)
     except FedsecError as error:
@@ -205,9 +207,27 @@ def audit_point(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     else:
         report = audit_plan(
-            plan, seed, kinds=tuple(arguments.kinds.split(",")), controls=(), canaries=arguments.canaries, delta=arguments.delta
+            plan,
+            seed,
+            kinds=tuple(arguments.kinds.split(",")),
+            controls=(),
+            canaries=arguments.canaries,
+            delta=arguments.delta,
+            shadow_models=arguments.shadow_models,
         )
     return {"report": report.to_json()}
+
+
+def invert_points(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Pictures out of updates, over all epsilons and seeds of the sweep."""
+    from fedsec.plan.load import load_plan
+    from fedsec.plan.sweep import SweepGrid, plans_of_sweep
+    from fedsec.plan.sweep_tasks import PICTURES, pictured_points
+    from fedsec.sim.audit.inversion import invert
+
+    base, grid = load_plan(arguments.plan), SweepGrid.from_json(json.loads(arguments.grid))
+    plans = plans_of_sweep(base, grid)
+    return {"report": invert([plans[point] for point in pictured_points(grid)], shape=PICTURES[base.data.name]).to_json()}
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ from fedsec.errors import ConfigError, DecodeError
 from fedsec.files import atomic_write_json
 from fedsec.plan.load import plan_to_toml
 from fedsec.plan.model import Plan
-from fedsec.plan.sweep import Point, SweepGrid, overrides_of
+from fedsec.plan.sweep import INVERSION, Point, SweepGrid, overrides_of
 from fedsec.plan.sweep_tasks import Task, name_of, task_keys
 from fedsec.report import text
 from fedsec.report.grid_progress import GridProgress
-from fedsec.report.sweep_audit import audit_line, report_of
+from fedsec.report.sweep_audit import audit_line, pictures_of, report_of
 from fedsec.report.sweep_folder import SweepFolder, make_sweep_folder
 from fedsec.report.sweep_rows import AuditRow, UtilityRow
 from fedsec.results import RunResult
@@ -173,16 +173,16 @@ def _row(task: Task, key: str, plan: Plan, grid: SweepGrid, printed: Any) -> Uti
             return UtilityRow.from_result(point, key, result, printed["measured"], 0.0)
         row = AuditRow(
             key=key,
-            what="controls" if what == "controls" else "plan",
-            target=None if what == "controls" else point.epsilon,
+            what="plan" if what == "audit" else what,
+            target=point.epsilon if what == "audit" else None,
             seed=point.seed,
             varied=dict(point.varied),
-            kinds=grid.audits,
+            kinds=(INVERSION,) if what == INVERSION else grid.attacks,
             report=dict(printed["report"]),
             wall_s=0.0,
             fedsec_version=fedsec.__version__,
         )
-        report_of(row)  # what is no report is a failed audit, and never a row
+        pictures_of(row) if what == INVERSION else report_of(row)  # what is no report is a failed audit, and never a row
         return row
     except (KeyError, TypeError) as error:
         raise DecodeError(f"it printed no result: {error}") from None
@@ -199,8 +199,11 @@ def _child(folder: SweepFolder, grid: SweepGrid, task: Task, key: str, overrides
     what, point = task
     sets = [word for override in overrides for word in ("--set", override)]
     command = [*POINT, what, str(folder.plan_file), *sets]
+    if what == INVERSION:
+        command = [*POINT, what, str(folder.plan_file), "--grid", json.dumps(grid.to_json())]
+        return Child(name=name_of(task), command=tuple(command), again=tuple(command))
     if what != "run":
-        command += ["--kinds", ",".join(grid.audits), "--canaries", str(grid.canaries)]
+        command += ["--kinds", ",".join(grid.attacks), "--canaries", str(grid.canaries), "--shadow-models", str(grid.shadow_models)]
         return Child(name=name_of(task), command=tuple(command), again=tuple(command))
     command += ["--out", str(folder.run_folder(point, key))]
     if point.arm.noise_only:

@@ -13,7 +13,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from fedsec.codec import digest_json
 from fedsec.errors import ConfigError
@@ -29,6 +29,10 @@ PEACE = ('attack.name="none"', 'robust.rule="mean"', "secagg.enabled=false")
 AT = {math.inf: ("training.learning_rate=5.0",)}
 """Of the default plan: the learning rate without privacy, chosen on held-out training records (experiments/digits/README.md)."""
 MOST_POINTS = 100_000
+INVERSION: Final = "inversion"
+"""The audit that makes pictures out of updates."""
+SHADOW_MODELS = 16
+"""Of "lira" if not said; as ``fedsec.sim.audit`` has it."""
 
 _OWN_KEYS = {
     "privacy.epsilon": "--epsilon says which",
@@ -79,6 +83,7 @@ class SweepGrid:
         at: epsilon → settings that hold there alone.
         audits: kinds of audit, without "none".
         canaries: of an audit.
+        shadow_models: of "lira", for each point.
     """
 
     epsilons: tuple[float, ...]
@@ -88,6 +93,12 @@ class SweepGrid:
     at: Mapping[float, tuple[str, ...]] = field(default_factory=dict)
     audits: tuple[str, ...] = ()
     canaries: int = 4000
+    shadow_models: int = SHADOW_MODELS
+
+    @property
+    def attacks(self) -> tuple[str, ...]:
+        """Audits that hold something against a claim, point by point; pictures out of updates are another task."""
+        return tuple(kind for kind in self.audits if kind != INVERSION)
 
     def choices(self) -> list[tuple[tuple[str, str], ...]]:
         """Every choice of the varied settings."""
@@ -120,6 +131,7 @@ class SweepGrid:
             "at": {str(spell(epsilon)): list(settings) for epsilon, settings in self.at.items()},
             "audits": list(self.audits),
             "canaries": self.canaries,
+            "shadow_models": self.shadow_models,
         }
 
     @classmethod
@@ -137,6 +149,7 @@ class SweepGrid:
             at={float(epsilon): tuple(map(str, settings)) for epsilon, settings in value["at"].items()},
             audits=tuple(map(str, value["audits"])),
             canaries=int(value["canaries"]),
+            shadow_models=int(value.get("shadow_models", SHADOW_MODELS)),  # sweeps of before there was a choice
         )
 
 
@@ -263,6 +276,7 @@ def make_sweep(
     at: Mapping[float, tuple[str, ...]] | None = None,
     audits: Sequence[str] = (),
     canaries: int = 4000,
+    shadow_models: int = SHADOW_MODELS,
 ) -> SweepGrid:
     """The sweep that was asked for, over the plan's seed and those after it.
 
@@ -289,6 +303,7 @@ def make_sweep(
         at=settings,
         audits=tuple(audits),
         canaries=canaries,
+        shadow_models=shadow_models,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -11,7 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from fedsec.plan.sweep import epsilon_name
 from fedsec.report import figures, text
 from fedsec.report.sweep_audit import Audited, SweepAudits
-from fedsec.report.sweep_drawing import Plot, draw_plot, put_legend
+from fedsec.report.sweep_drawing import Plot, draw_panels, draw_plot, put_legend
 from fedsec.report.sweep_svg import SERIES
 
 _KINDS = {"one-run": "o", "loss-threshold": "s", "lira": "^"}
@@ -89,51 +90,56 @@ def plot_audits(audits: SweepAudits, folder: Path) -> Plot | None:
 
 
 def plot_roc(audits: SweepAudits, folder: Path) -> Plot | None:
-    """ROC of membership inference, both axes logarithmic: the low false alarm rates are where an attacker works."""
-    kinds = sorted({found.result.kind for found in audits.results}, key=lambda kind: (kind != "one-run", kind))
-    chosen = [found for kind in kinds[:1] for found in _first_of_each(audits, kind) if found.result.membership.roc]
-    if not chosen:
+    """ROC of membership inference, a panel for each attack, both axes logarithmic: the low false alarm rates are where an attacker works."""
+    kinds = [kind for kind in _KINDS if any(found.result.membership.roc for found in _first_of_each(audits, kind))]
+    if not kinds:
         return None
-
-    def draw(axes: Axes) -> None:
-        figures.heading(axes, "How well members are told from others", f"{kinds[0]}, first seed; both axes logarithmic")
-        axes.plot([1e-4, 1], [1e-4, 1], color=figures.GREY, linewidth=1, linestyle=(0, (2, 2)), label="tossing a coin")
-        for place, found in enumerate(chosen):
-            roc = [(max(x, 1e-3), max(y, 1e-3)) for x, y in found.result.membership.roc]  # zero has no place on a logarithmic axis
-            axes.plot(
-                [x for x, _ in roc],
-                [y for _, y in roc],
-                color=SERIES[place % len(SERIES)],
-                linewidth=1.6,
-                label=epsilon_name(found.target or math.inf),
-            )
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xlim(1e-3, 1)
-        axes.set_ylim(1e-3, 1.05)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
-            axis.set_minor_locator(NullLocator())
-        axes.set_xlabel("false alarms")
-        axes.set_ylabel("members found")
-        axes.grid()
-        put_legend(axes)
-
     lines = (
         (found.target, found.result.kind, found.row.seed, x, y, found.row.digest[:12])
         for kind in kinds
         for found in _first_of_each(audits, kind)
         for x, y in found.result.membership.roc
     )
-    return draw_plot(
+    return draw_panels(
         "roc",
         "ROC curves of membership inference, log-log",
         folder,
-        (8.6, 4.2),
-        draw,
+        (8.6, 0.4 + 3.8 * len(kinds)),
+        [partial(_draw_roc, audits, kind) for kind in kinds],
         ("target", "kind", "seed", "false_alarms", "found", "row"),
         lines,
     )
+
+
+def _draw_roc(audits: SweepAudits, kind: str, axes: Axes) -> None:
+    """One attack at every ε, first seed."""
+    words = {
+        "one-run": "planted canaries, from every update",
+        "loss-threshold": "records, by the model's loss",
+        "lira": "records, by shadow models",
+    }
+    figures.heading(axes, f"How well members are told from others: {kind}", f"{words[kind]}; first seed; both axes logarithmic")
+    axes.plot([1e-4, 1], [1e-4, 1], color=figures.GREY, linewidth=1, linestyle=(0, (2, 2)), label="tossing a coin")
+    for place, found in enumerate(_first_of_each(audits, kind)):
+        roc = [(max(x, 1e-3), max(y, 1e-3)) for x, y in found.result.membership.roc]  # zero has no place on a logarithmic axis
+        axes.plot(
+            [x for x, _ in roc],
+            [y for _, y in roc],
+            color=SERIES[place % len(SERIES)],
+            linewidth=1.6,
+            label=epsilon_name(found.target or math.inf),
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(1e-3, 1)
+    axes.set_ylim(1e-3, 1.05)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+        axis.set_minor_locator(NullLocator())
+    axes.set_xlabel("false alarms")
+    axes.set_ylabel("members found")
+    axes.grid()
+    put_legend(axes)
 
 
 def _first_of_each(audits: SweepAudits, kind: str) -> list[Audited]:

@@ -39,13 +39,31 @@ def draw_plot(
     header: Sequence[str],
     lines: Iterable[Sequence[Any]],
 ) -> Plot:
-    """Draw once, write PNG and CSV, and keep the SVG.
+    """Draw one panel once, write PNG and CSV, and keep the SVG.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    return draw_panels(name, alt, folder, size, [draw], header, lines)
+
+
+def draw_panels(
+    name: str,
+    alt: str,
+    folder: Path,
+    size: tuple[float, float],
+    draws: Sequence[Callable[[Axes], None]],
+    header: Sequence[str],
+    lines: Iterable[Sequence[Any]],
+) -> Plot:
+    """As :func:`draw_plot`, with panels under each other.
 
     Raises:
         StorageError: the file system refused.
     """
     with figures.canvas(*size) as figure:
-        draw(figure.subplots())
+        for draw, (axes,) in zip(draws, figure.subplots(len(draws), 1, squeeze=False), strict=True):
+            draw(axes)
         atomic_write_bytes(folder / f"{name}.png", figures.to_png(figure), durable=False)
         svg = to_svg(figure, name, alt)
     write_csv(folder / f"{name}.csv", header, lines)

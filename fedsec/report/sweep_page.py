@@ -16,11 +16,12 @@ from typing import Any
 
 from fedsec.plan.load import plan_to_toml
 from fedsec.plan.model import Plan
-from fedsec.plan.sweep import epsilon_name
+from fedsec.plan.sweep import INVERSION, epsilon_name
 from fedsec.report import text
 from fedsec.report.literature import published
 from fedsec.report.sweep_audit import Audited, SweepAudits
 from fedsec.report.sweep_drawing import Plot, series_name
+from fedsec.report.sweep_inversion import table_lines
 from fedsec.report.sweep_pictures import Picture
 from fedsec.report.sweep_rows import AuditRow, UtilityRow
 from fedsec.report.sweep_settings import assumptions, settings
@@ -109,6 +110,7 @@ def _context(summary: SweepSummary, audits: SweepAudits, recommendation: Recomme
         "controls": [_audit(found) for found in audits.controls],
         "audit_notes": audits.notes,
         "arms": _arms(summary),
+        "inversion": _inversion(audits),
         "pictures": facts.pictures,
         "failures": [{"name": name, "lines": fault.splitlines()} for name, fault in facts.failures],
         "missing": [str(point) for point in summary.missing],
@@ -239,10 +241,11 @@ def _audit(found: Audited) -> dict[str, Any]:
         verdict = "caught" if result.refuted else "NOT CAUGHT"
     return {
         "name": epsilon_name(found.target) if found.target is not None else result.arm,
+        "varied": ", ".join(f"{key}={value}" for key, value in found.row.varied.items()) if found.target is not None else "",
         "kind": result.kind,
         "adversary": result.adversary,
         "seed": found.row.seed,
-        "canaries": f"{result.num_correct} of {result.num_guesses} right; {result.num_canaries} canaries",
+        "canaries": f"{result.num_correct} of {result.num_guesses} right; {result.num_canaries} {'canaries' if result.kind == 'one-run' else 'records'}",
         "claim": f"({text.epsilon(result.audited.epsilon)}, {result.audited.delta:g})",
         "shown": f"{result.lower_bound:.2f}",
         "gaussian": text.decimal(result.gaussian_estimate),
@@ -253,6 +256,21 @@ def _audit(found: Audited) -> dict[str, Any]:
         "verdict": verdict,
         "bad": verdict in ("REFUTED", "NOT CAUGHT"),
         "row": found.row.digest[:SHORT],
+    }
+
+
+def _inversion(audits: SweepAudits) -> dict[str, Any] | None:
+    """What was made of updates; None where nothing was tried."""
+    if audits.pictures is None:
+        return None
+    report = audits.pictures.report
+    return {
+        "lines": table_lines(report),
+        "clients": report.clients,
+        "chance": text.percent(1 / report.classes),
+        "victims": len(report.blind.psnr),
+        "window": report.window,
+        "row": audits.pictures.row.digest[:SHORT],
     }
 
 
@@ -275,11 +293,13 @@ def _run(row: UtilityRow) -> dict[str, Any]:
 
 
 def _audit_row(row: AuditRow) -> dict[str, Any]:
-    name = "controls" if row.what == "controls" or row.target is None else epsilon_name(row.target)
+    name = epsilon_name(row.target) if row.target is not None else row.what
     return {
         "row": row.digest[:SHORT],
         "digest": row.digest,
-        "point": f"{name}, seed {row.seed}",
+        "point": ", ".join([name, f"seed {row.seed}", *(f"{key}={value}" for key, value in row.varied.items())])
+        if row.what != INVERSION
+        else name,
         "time": text.duration(row.wall_s),
         "kinds": ", ".join(row.kinds),
     }

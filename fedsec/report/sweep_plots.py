@@ -20,11 +20,12 @@ from fedsec.report.literature import Published, published
 from fedsec.report.sweep_audit import SweepAudits
 from fedsec.report.sweep_audit_plots import plot_audits, plot_roc
 from fedsec.report.sweep_drawing import Plot, digests_of, draw_plot, epsilon_axis, put_legend, series_name, share_axis
+from fedsec.report.sweep_inversion import plot_inversion
 from fedsec.report.sweep_slice_plots import plot_arms, plot_rounds, plot_slices
 from fedsec.report.sweep_summary import Series, SweepSummary
 from fedsec.report.sweep_svg import SERIES
 
-PLOTS = ("frontier", "classes", "sites", "epsilon_rounds", "audit", "roc", "layers")
+PLOTS = ("frontier", "classes", "sites", "epsilon_rounds", "audit", "roc", "inversion", "layers")
 
 
 def plot_frontier(summary: SweepSummary, literature: Sequence[Published], folder: Path, *, title: str) -> Plot | None:
@@ -147,6 +148,7 @@ def plot_all(summary: SweepSummary, audits: SweepAudits, plan: Plan, folder: Pat
         plot_rounds(summary, folder),
         plot_audits(audits, folder),
         plot_roc(audits, folder),
+        plot_inversion(audits, folder),
         plot_arms(summary, folder),
     ]
     plots = {plot.name: plot for plot in drawn if plot is not None}

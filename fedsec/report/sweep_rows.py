@@ -222,7 +222,7 @@ class AuditRow:
 
     Attributes:
         key: digest of what was audited and how.
-        what: "plan" (a point's claim) or "controls" (what the audit must catch).
+        what: "plan" (a point's claim), "controls" (what the audit must catch) or "inversion" (pictures out of updates, all points).
         target: epsilon of the point; None for controls.
         seed: of the audit.
         varied: as of the point.
@@ -243,8 +243,8 @@ class AuditRow:
     fedsec_version: str
 
     def __post_init__(self) -> None:
-        if self.what not in ("plan", "controls"):
-            raise ValueError(f"an audit is of the plan or of controls, not {self.what[:40]!r}")
+        if self.what not in ("plan", "controls", "inversion"):
+            raise ValueError(f"an audit is of the plan, of controls or of pictures, not {self.what[:40]!r}")
 
     @property
     def digest(self) -> str:

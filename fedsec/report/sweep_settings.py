@@ -8,6 +8,7 @@ from typing import Any
 from fedsec.plan.guarantees import notes
 from fedsec.plan.model import Plan
 from fedsec.plan.robust import rule_of
+from fedsec.plan.sweep import SweepGrid
 from fedsec.report import text
 from fedsec.report.sweep_summary import SweepSummary
 from fedsec.report.sweep_verdict import MOST_COST, MOST_SLICE, points
@@ -52,6 +53,14 @@ def _delta(plan: Plan, records: Mapping[str, Any]) -> str:
     return f"δ = {delta:g} is NOT below 1/{largest}, one over the records of the largest client: such a δ allows publishing a whole record now and then."
 
 
+def _audits(grid: SweepGrid) -> str:
+    if not grid.audits:
+        return "none"
+    counts = [f"{grid.canaries} canaries"] if "one-run" in grid.audits else []
+    counts += [f"{grid.shadow_models} shadow models for each ε and seed"] if "lira" in grid.audits else []
+    return ", ".join([*grid.audits, *counts, "apart from the runs above"])
+
+
 def settings(plan: Plan, summary: SweepSummary, manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Name and value of everything that made the sweep."""
     federation, training, records = plan.federation, plan.training, manifest.get("records", {})
@@ -92,9 +101,7 @@ def settings(plan: Plan, summary: SweepSummary, manifest: Mapping[str, Any]) -> 
         ("seeds", ", ".join(map(str, summary.grid.seeds))),
         (
             "audits",
-            f"{', '.join(summary.grid.audits)}, {summary.grid.canaries} canaries, apart from the runs above"
-            if summary.grid.audits
-            else "none",
+            _audits(summary.grid),
         ),
         ("secure aggregation", "on" if plan.secagg.enabled else "off in these runs"),
         ("rule and attack", f"{rule_of(plan)}; {plan.attack.name}"),

@@ -17,6 +17,8 @@ from fedsec.plan.sweep import SWEEP_FORMAT, epsilon_name, spell
 from fedsec.report import text
 from fedsec.report.sweep_audit import SweepAudits
 from fedsec.report.sweep_drawing import series_name
+from fedsec.report.sweep_inversion import report_json as inversion_json
+from fedsec.report.sweep_inversion import verdict_of, view_name
 from fedsec.report.sweep_summary import Figure, SweepSummary
 from fedsec.report.sweep_verdict import Recommendation, points
 from fedsec.report.sweep_words import partial_notice, with_interval
@@ -153,6 +155,15 @@ def audit_lines(audits: SweepAudits) -> list[str]:
             f"attacks: {len(audits.results)}, {len(audits.refuted)} refuted the claim"
             + (f"; {silent} could not have refuted it whatever they found" if silent else "")
         )
+    if audits.pictures is not None:
+        report = audits.pictures.report
+        best = [
+            max(found, key=lambda line: line.mean)
+            for is_private in (False, True)
+            if (found := [line for line in report.strongest()[1:] if math.isfinite(line.epsilon) == is_private])
+        ]
+        said = "; ".join(f"{view_name(line)}: {line.mean:.1f} dB, {verdict_of(report, line)}" for line in best)
+        lines.append(f"pictures out of updates, at best: {said} (the mean picture: {report.blind.mean:.1f} dB)")
     return lines
 
 
@@ -180,6 +191,7 @@ def report_json(
             "refuted": len(audits.refuted),
             "controls": len(audits.controls),
             "controls_missed": len(audits.missed),
+            **({"inversion": inversion_json(audits.pictures.report)} if audits.pictures is not None else {}),
             "strongest": {
                 str(spell(epsilon)): max(item.result.lower_bound for item in found)
                 for epsilon in summary.grid.epsilons

@@ -18,10 +18,11 @@ from fedsec.report import text
 from fedsec.report.attack_words import listed
 from fedsec.report.intervals import FEWEST
 from fedsec.report.sweep_audit import SweepAudits
+from fedsec.report.sweep_inversion import sentence
 from fedsec.report.sweep_summary import Figure, SweepSummary
 from fedsec.report.sweep_verdict import MOST_COST, Recommendation, best_guess, points, worst_slice
 
-FRONTIER, CLASSES, SITES, AUDITS, RULES, SETTINGS = "frontier", "classes", "sites", "audits", "rules", "settings"
+FRONTIER, CLASSES, SITES, AUDITS, PICTURES, RULES, SETTINGS = "frontier", "classes", "sites", "audits", "pictures", "rules", "settings"
 """Anchors of the page's tables."""
 
 
@@ -66,6 +67,7 @@ def paragraphs(
         _cost(summary),
         _who_pays(summary, recommendation),
         _measured(audits),
+        _pictured(audits),
         _recommended(summary, recommendation),
         _limits(plan, summary, records),
     ]
@@ -232,6 +234,13 @@ def _measured(audits: SweepAudits) -> Said:
         source=AUDITS,
         digests=tuple({item.row.digest: None for item in (*audits.controls, *private)}),
     )
+
+
+def _pictured(audits: SweepAudits) -> Said:
+    head = "What an update shows"
+    if audits.pictures is None:
+        return Said(head=head, words="", source=PICTURES)
+    return Said(head=head, words=sentence(audits.pictures.report), source=PICTURES, digests=(audits.pictures.row.digest,))
 
 
 def _recommended(summary: SweepSummary, recommendation: Recommendation) -> Said:

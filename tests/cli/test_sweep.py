@@ -16,6 +16,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -24,6 +25,7 @@ from fedsec.cli.main import app
 from fedsec.errors import AuditError, ConfigError, PrivacyClaimRefuted, StorageError
 from fedsec.plan.load import load_plan
 from fedsec.plan.sweep import AT, PEACE, make_sweep, overrides_of, plans_of_sweep, sweep_base
+from fedsec.privacy.auditing.inversion_results import InversionLine, InversionReport, spell_picture
 from fedsec.privacy.auditing.results import AuditReport, AuditResult, Estimate, Membership, PrivacyPoint
 from fedsec.report import sweep_plots
 from fedsec.results import EpsilonReport, RoundRow, RunResult
@@ -111,6 +113,18 @@ def audit_of(epsilon, bound, arm="plan"):
     return {"report": AuditReport(plan_digest="0" * 64, seed=1, **kinds).to_json()}
 
 
+def line_of(sees, epsilon, *psnr):
+    return InversionLine(
+        sees=sees, epsilon=epsilon, attack="division", psnr=psnr, ssim=(0.5,) * len(psnr), label_right=None, pictures=(spell_picture(np.eye(4)),) * 2
+    )  # fmt: skip
+
+
+PICTURES = InversionReport(
+    height=4, width=4, clients=20, classes=10, seeds=(1,), window=3, originals=(spell_picture(np.eye(4)),) * 2,
+    lines=(line_of("nothing", math.inf, 11.0, 12.0, 13.0), line_of("update", math.inf, 100.0, 99.0, 98.0), line_of("update", 1.0, 11.0, 12.0, 12.9)),
+)  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
     """A file with what every point that the tests here may ask for prints."""
@@ -124,6 +138,7 @@ def answers(tmp_path_factory):
                 found.setdefault(" ".join(overrides_of(base, grid, point)) + (" r3" if override else ""), {
                     "name": str(point), "run": run_of(plan, point), "audit": audit_of(claim, min(0.3 * claim, 2.0)), "controls": audit_of(1.0, 3.0, "no-noise"),
                 })  # fmt: skip
+    found[""] = {"name": "pictures", "inversion": {"report": PICTURES.to_json()}}
     path = tmp_path_factory.mktemp("answers") / "answers.json"
     path.write_text(json.dumps(found))
     return path
@@ -162,6 +177,8 @@ TWO = ("--epsilon", "1,8,inf", "--jobs", "2", "--audit", "none")
         (["--jobs", "0"], "0 jobs run nothing"),
         (["--audit", "one-rum"], 'did you mean "one-run"'),
         (["--audit", "lira,lira"], "lira is there twice"),
+        (["--audit", "inversion", "--set", "data.name=breast-cancer"], "its records are no pictures"),
+        (["--audit", "one-run,inversion", "--set", 'model.personal=["bias"]'], "keeps a part of it at the client"),
         (["--vary", "training.stepps=1,2"], 'did you mean "steps"'),
         (["--vary", "privacy.epsilon=1,2"], "--epsilon says which"),
         (["--at", "4:training.steps=1", "--epsilon", "1,inf"], "is not swept"),
@@ -234,6 +251,37 @@ def test_utility_and_audits_are_rows_apart(small, tmp_path):
     assert told["audits"] == {"attacks": 6, "refuted": 0, "controls": 3, "controls_missed": 0, "strongest": {"1.0": 0.3, "inf": 2.0}}
 
 
+def test_a_sweep_of_pictures_shows_what_updates_give_away_unless_other_audits_are_asked_for(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_plots, "plot_all", PLOT_ALL)
+    done = sweep("--epsilon", "1,inf", "--seeds", "1", "--jobs", "2", "--out", str(tmp_path / "s"), "--json")
+    assert done.exit_code == 0, done.output
+    assert [line[0] for line in small()].count("inversion pictures") == 1
+    told = json.loads(done.stdout)
+    assert told["grid"]["audits"] == ["one-run", "loss-threshold", "inversion"]
+    assert [(line["sees"], line["verdict"]) for line in told["audits"]["inversion"]] == [
+        ("nothing", "the blind guess"), ("update", "copied"), ("update", "no better than the blind guess"),
+    ]  # fmt: skip
+    page = (tmp_path / "s" / "report.html").read_text()
+    assert "With it no attempt came closer than the average picture" in page
+    assert (tmp_path / "s" / "inversion.png").read_bytes().startswith(b"\x89PNG")
+    assert len((tmp_path / "s" / "inversion.csv").read_text().splitlines()) == 4
+    done = sweep("--epsilon", "1,inf", "--seeds", "1", "--audit", "one-run", "--out", str(tmp_path / "s"))
+    assert done.exit_code == 0, done.output
+    assert not (tmp_path / "s" / "inversion.png").exists()
+    assert "made of updates" not in (tmp_path / "s" / "report.html").read_text()
+
+
+def test_pictures_that_are_no_report_give_no_row(small, tmp_path, monkeypatch, answers):
+    changed = json.loads(answers.read_text())
+    changed[""]["inversion"]["report"]["originals"] = ["AAAA", "AAAA"]
+    (tmp_path / "other.json").write_text(json.dumps(changed))
+    monkeypatch.setenv("ANSWERS", str(tmp_path / "other.json"))
+    done = sweep("--epsilon", "1", "--seeds", "1", "--audit", "inversion", "--out", str(tmp_path / "s"), "--json")
+    assert done.exit_code == 1
+    assert "pixels" in json.loads(done.stdout)["failed"][0]["fault"]
+    assert not (tmp_path / "s" / "audits.jsonl").exists()
+
+
 @pytest.mark.parametrize(("bound", "control", "raised"), [(1.5, 3.0, PrivacyClaimRefuted), (0.2, 0.5, AuditError)])
 def test_an_audit_that_refutes_or_is_blind_fails_the_command_after_the_page(small, tmp_path, monkeypatch, answers, bound, control, raised):
     changed = json.loads(answers.read_text())
@@ -265,7 +313,7 @@ def test_a_failed_point_is_tried_anew_and_reported_and_the_rest_is_kept(small, t
 
 def test_a_program_that_ran_another_plan_gives_no_row(small, tmp_path, monkeypatch, answers):
     changed = json.loads(answers.read_text())
-    for answer in changed.values():
+    for answer in (one for one in changed.values() if "run" in one):
         answer["run"]["result"]["plan_digest"] = "0" * 64
     (tmp_path / "other.json").write_text(json.dumps(changed))
     monkeypatch.setenv("ANSWERS", str(tmp_path / "other.json"))

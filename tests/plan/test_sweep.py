@@ -23,7 +23,7 @@ from fedsec.plan.sweep import (
     sweep_base,
     sweep_digest,
 )
-from fedsec.plan.sweep_tasks import name_of, task_keys, tasks_of
+from fedsec.plan.sweep_tasks import name_of, pictured_points, task_keys, tasks_of, why_no_pictures
 
 BASE = sweep_base(load_plan(overrides=PEACE))
 MLP = sweep_base(load_plan(overrides=[*PEACE, "model.name=mlp", "model.hidden=[16, 8]"]))
@@ -170,10 +170,10 @@ def test_the_reference_of_a_plan_with_masks_is_allowed_to_show_its_sketches():
     st.lists(st.floats(min_value=0.01, max_value=100), min_size=1, max_size=4, unique=True),
     st.integers(1, 4),
     st.sampled_from([(), (("training.steps", ("1", "3")),)]),
-    st.lists(st.sampled_from(["one-run", "loss-threshold", "lira"]), unique=True),
+    st.lists(st.sampled_from(["one-run", "loss-threshold", "lira", "inversion"]), unique=True),
 )
 def test_a_grid_survives_its_file(epsilons, seeds, varied, audits):
-    grid = make_sweep(BASE, epsilons=sorted(epsilons), seeds=seeds, varied=varied, audits=audits, canaries=300)
+    grid = make_sweep(BASE, epsilons=sorted(epsilons), seeds=seeds, varied=varied, audits=audits, canaries=300, shadow_models=6)
     assert SweepGrid.from_json(json.loads(json.dumps(grid.to_json(), allow_nan=False))) == grid
 
 
@@ -203,6 +203,50 @@ def test_another_number_of_canaries_is_another_audit_of_the_same_run():
     assert few["run"] == many["run"]
     assert few["audit"] != many["audit"]
     assert few["controls"] != many["controls"]
+
+
+def test_another_number_of_shadow_models_is_another_audit_where_they_are_used():
+    def audit(kinds, shadow_models):
+        grid = make_sweep(BASE, epsilons=(1.0,), seeds=1, audits=kinds, shadow_models=shadow_models)
+        return next(key for (what, _), key in task_keys(grid, plans_of_sweep(BASE, grid)).items() if what == "audit")
+
+    assert audit(("lira",), 4) != audit(("lira",), 16)
+    assert audit(("one-run",), 4) == audit(("one-run",), 16)
+
+
+def test_a_grid_of_before_there_was_a_choice_is_read():
+    grid = make_sweep(BASE, epsilons=(1.0,), seeds=1, audits=("lira",))
+    old = {key: value for key, value in grid.to_json().items() if key != "shadow_models"}
+    assert SweepGrid.from_json(old) == grid
+
+
+def test_pictures_are_one_task_for_all_epsilons_and_seeds_and_change_no_other_audit():
+    def keys(*audits, **more):
+        grid = make_sweep(BASE, epsilons=(1.0, math.inf), seeds=2, audits=audits, varied=(("training.steps", ("3", "1")),), **more)
+        assert {(point.epsilon, point.seed) for point in pictured_points(grid)} == {(e, s) for e in (1.0, math.inf) for s in (1, 2)}
+        assert {point.varied for point in pictured_points(grid)} == {(("training.steps", "3"),)}
+        return {name_of(task): key for task, key in task_keys(grid, plans_of_sweep(BASE, grid)).items()}
+
+    without, with_pictures, alone = keys("one-run"), keys("one-run", "inversion"), keys("inversion")
+    assert {name: key for name, key in with_pictures.items() if name in without} == without
+    assert sorted(set(with_pictures) - set(without)) == ["pictures out of updates"]
+    assert alone["pictures out of updates"] == with_pictures["pictures out of updates"]
+    assert not [name for name in alone if "audit" in name]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.name=breast-cancer"], "no pictures"),
+        (["data.name=mnist", "data.transform=scattering"], "no pictures"),
+        (["data.name=mnist", "model.name=cnn"], "linear first layer"),
+        (['model.personal=["bias"]'], "keeps a part of it"),
+    ],
+)
+def test_where_no_picture_can_be_made_the_reason_is_said(overrides, words):
+    assert words in why_no_pictures(load_plan(overrides=[*PEACE, *overrides]))
+    assert why_no_pictures(BASE) == ""
+    assert why_no_pictures(MLP) == ""
 
 
 # --- Arms -----------------------------------------------------------------------------------------------------------------------

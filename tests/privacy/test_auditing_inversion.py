@@ -1,13 +1,18 @@
 """Pictures from gradients: exact where mathematics says so, scored by measures that are checked themselves."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from fedsec.errors import DecodeError
 from fedsec.models.factory import build_model
 from fedsec.models.parameters import get_arrays
 from fedsec.plan.sections import ModelSection
+from fedsec.privacy.auditing.first_model import class_rows, likeliest_record
 from fedsec.privacy.auditing.inversion import (
     PicturePrior,
     label_from_bias,
@@ -15,7 +20,8 @@ from fedsec.privacy.auditing.inversion import (
     record_from_linear,
     update_from_sketches,
 )
-from fedsec.privacy.auditing.pictures import MAX_PSNR, psnr, ssim
+from fedsec.privacy.auditing.inversion_results import InversionLine, InversionReport, spell_picture
+from fedsec.privacy.auditing.pictures import MAX_PSNR, psnr, ssim, ssim_window
 from fedsec.privacy.dpsgd import SgdSettings, train
 from fedsec.privacy.streams import RoundStreams
 from fedsec.secagg.sketch import SketchMatrix
@@ -130,4 +136,93 @@ def test_ssim_by_a_second_implementation():
     assert ssim(x, y) == pytest.approx(np.mean(values), rel=1e-9)
     assert ssim(x, x) == pytest.approx(1.0)
     with pytest.raises(ValueError):
-        ssim(x[:8], y[:8])
+        ssim(x[:2], y[:2])
+    assert (ssim_window((28, 28)), ssim_window((8, 8)), ssim_window((11, 30))) == (11, 7, 11)
+    assert ssim(x[:8, :8], x[:8, :8]) == pytest.approx(1.0)
+    assert ssim(x[:8, :8], y[:8, :8]) < 0.9
+
+
+# --- The first model of logistic regression ---------------------------------------------------------------------------------------
+
+
+def test_a_sum_lays_bare_the_class_that_has_one_record_and_blends_that_of_two():
+    """A server that sees only the sum of three clients: the 7 stands alone and is read off, the two 4s come out as their mean."""
+    victims = [(picture(1), 7), (picture(2), 4), (picture(3), 4)]
+    seen = [update_of(record, label) for record, label in victims]
+    summed = {key: np.sum([one[key] for one in seen], axis=0) for key in seen[0]}
+    known = np.mean([record for record, _ in victims], axis=0).reshape(-1)  # an attacker with the best possible public mean
+    alone = class_rows(summed["weight"], summed["bias"], 7, known, total=3).reshape(28, 28)
+    both = class_rows(summed["weight"], summed["bias"], 4, known, total=3).reshape(28, 28)
+    assert psnr(alone, victims[0][0]) > 50.0
+    assert psnr(both, (victims[1][0] + victims[2][0]) / 2) > 50.0
+    assert psnr(both, victims[1][0]) < 30.0
+
+
+@pytest.mark.parametrize("clip_norm", [0.1, 1.0, 100.0])
+def test_the_likeliest_record_without_noise_is_the_record_and_its_class(clip_norm):
+    """Clipped or not: the length is told apart by the public mean alone, so the record comes back up to it."""
+    record = picture(1)
+    prior = PicturePrior.of(np.stack([picture(seed) for seed in range(1, 60)]))
+    seen = update_of(record, 7)
+    norm = np.sqrt(sum((part**2).sum() for part in seen.values()))
+    clipped = {key: part * min(1.0, clip_norm / norm) for key, part in seen.items()}
+    found, label = likeliest_record(
+        clipped["weight"],
+        clipped["bias"],
+        prior,
+        noise=0.0,
+        clip_norm=clip_norm,
+        mean_norm=float(np.linalg.norm(record)),
+    )
+    assert label == 7
+    assert psnr(found.reshape(28, 28), record) > 50.0
+
+
+def test_under_great_noise_the_likeliest_record_is_the_mean_picture():
+    prior = PicturePrior.of(np.stack([picture(seed) for seed in range(2, 60)]))
+    seen = update_of(picture(1), 7, noise_multiplier=1.0)
+    found, _ = likeliest_record(seen["weight"], seen["bias"], prior, noise=1e4, clip_norm=1.0, mean_norm=9.0)
+    assert found == pytest.approx(prior.mean, abs=1e-3)
+
+
+# --- What is kept of it -----------------------------------------------------------------------------------------------------------
+
+
+def report():
+    pictures = tuple(spell_picture(picture(seed, side=12)) for seed in (1, 2))
+    blind = InversionLine(
+        sees="nothing", epsilon=np.inf, attack="mean picture", psnr=(10.0, 12.0), ssim=(0.1, 0.2), label_right=None, pictures=pictures
+    )
+    clear = replace(blind, sees="update", attack="division", psnr=(90.0, 91.0), label_right=(True, False))
+    return InversionReport(
+        height=12, width=12, clients=4, classes=10, seeds=(1,), window=11, originals=pictures, lines=(blind, clear, replace(clear, attack="other", psnr=(95.0, 99.0)))
+    )  # fmt: skip
+
+
+def test_a_report_survives_its_file_and_the_best_attack_of_each_view_is_chosen():
+    found = report()
+    assert InversionReport.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False))) == found
+    assert [line.attack for line in found.strongest()] == ["mean picture", "other"]
+    assert found.gain(found.lines[1]) == (80.0, 79.0)
+    assert found.lines[1].label_share == 0.5
+    assert found.pixels(found.originals[0]) / 255.0 == pytest.approx(picture(1, side=12), abs=0.5 / 255 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda value: value["originals"].__setitem__(0, "AAAA"),
+        lambda value: value["originals"].__setitem__(0, "no base64!"),
+        lambda value: value["lines"][1]["psnr"].pop(),
+        lambda value: value["lines"][1].update(sees="everything"),
+        lambda value: value["lines"].reverse(),
+        lambda value: value["lines"].clear(),
+        lambda value: value.update(format="other"),
+        lambda value: value["lines"][1]["psnr"].__setitem__(0, "nan"),
+    ],
+)
+def test_a_damaged_report_is_refused(spoil):
+    value = json.loads(json.dumps(report().to_json()))
+    spoil(value)
+    with pytest.raises(DecodeError):
+        InversionReport.from_json(value)

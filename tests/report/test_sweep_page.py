@@ -224,6 +224,36 @@ def test_an_audit_whose_verdict_was_changed_is_refused(sweeps):
         gather([replace(row, report=report)])
 
 
+def test_each_attack_has_its_curve_and_one_that_sees_nothing_without_privacy_is_called_blind(sweeps, tmp_path):
+    """The attack on the loss tosses a coin even where nothing is protected; shadow models tell members there."""
+    grid = sweeps.grid(audits=("one-run", "loss-threshold", "lira"))
+    rows, audits = sweeps.rows(grid), []
+    for row in sweeps.audits(grid):
+        report = json.loads(json.dumps(row.report))
+        for result in report["results"]:
+            if result["kind"] == "loss-threshold":
+                result["membership"]["auc"] = {"value": 0.5, "low": 0.46, "high": 0.54}
+        audits.append(replace(row, report=report))
+    html, _, summary = page_of(sweeps, grid, rows, audits)
+    words = words_of(html)
+    assert "loss-threshold, its control: without privacy it tells members from others in 0 of 3 runs (AUC 0.50 to 0.50" in words
+    assert "it is blind here, and that it finds little under privacy says little" in words
+    assert "lira, its control: without privacy it tells members from others in 3 of 3 runs" in words
+    assert words.count("blind here") == 1
+    found = gather(summary.audits)
+    plot = plot_all(summary, found, sweeps.plan, tmp_path)["roc"]
+    for kind in grid.audits:
+        assert f"How well members are told from others: {kind}" in plot.svg
+    kinds = {line["kind"] for line in csv.DictReader((tmp_path / "roc.csv").open())}
+    assert kinds == set(grid.audits)
+
+
+def test_without_a_run_without_privacy_nobody_knows_what_an_attack_on_the_model_sees(sweeps):
+    grid = sweeps.grid(epsilons=(1.0, 8.0), audits=("lira",))
+    words = words_of(page_of(sweeps, grid, sweeps.rows(grid), sweeps.audits(grid))[0])
+    assert "lira was not run on a training without privacy" in words
+
+
 # --- Sites ----------------------------------------------------------------------------------------------------------------------
 
 
