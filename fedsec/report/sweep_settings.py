@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,10 @@ def assumptions(plan: Plan, summary: SweepSummary, records: Mapping[str, Any]) -
         "ε holds for each client's own records. People must not have records with several clients, or they pay the sum.",
         "The run without privacy is the same plan without clipping and noise"
         + (f"; it differs further in {', '.join(summary.grid.at[float('inf')])}." if float("inf") in summary.grid.at else "."),
+        "At some ε the plan has settings of its own (in the table below). To choose settings on private records costs privacy that no ε counts; those of the default "
+        "sweep were chosen on held-out digits, which are public."
+        if any(math.isfinite(epsilon) for epsilon in summary.grid.at)
+        else "",
         f"The cost of privacy is the difference between runs of the same seed. Limits of the recommendation: {points(MOST_COST)} of accuracy, {points(MOST_SLICE)} of any class.",
         "Intervals: Student's t over seeds, 95%. A seed moves partition, first weights, batches and noise, and where the data set has no test part of its own also which records are tested.",
     ]
