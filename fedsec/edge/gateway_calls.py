@@ -16,10 +16,11 @@ A call that is refused leaves one audit line with the reason and changes nothing
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from fedsec.edge.authority import check_request
 from fedsec.edge.fleet_calls import Node, check_body, check_headers, find_content
 from fedsec.edge.gateway_state import GatewayState
 from fedsec.edge.intake import LEAST_BYTES, MAX_TAIL_BYTES, Intake, Whole, collect
+from fedsec.edge.pace import Pace, PacedReader
 from fedsec.edge.pulling import Forwarded, pull_messages, pull_object
 from fedsec.edge.refusal import Reason, Refused
 from fedsec.edge.replies import push_messages, push_object
@@ -178,7 +180,8 @@ class EdgeService:
             self._state.limiter.hold(call.peer.public_key, forward.body_size, self._state.monotonic())
             body: bytes | bytearray | Intake = b""
             try:
-                body = await self._body(first, forward, call, context)
+                with self._paced(first, forward, context) as paced:
+                    body = await self._body(first, forward, call, paced)
                 answer = await self._serve(forward, body, call)
             finally:
                 if isinstance(body, Intake):
@@ -224,6 +227,24 @@ class EdgeService:
         session.window.accept(forward.counter)
         check_headers(forward, call.peer.public_key)
         return forward, session
+
+    @contextlib.contextmanager
+    def _paced(self, first: Any, forward: Call, context: Any) -> Iterator[PacedReader]:
+        """The rest of a body, which has to come at a pace, and may be let go for another while room is short."""
+        settings, state = self._state.settings, self._state
+        pace = Pace(
+            begun=state.monotonic(),
+            grace_s=settings.body_timeout_s,
+            least_per_s=settings.min_bytes_per_s,
+            size=forward.body_size,
+            came=len(first.chunk),
+        )
+        reader = PacedReader(context, pace, settings.body_timeout_s, state.monotonic)
+        state.limiter.coming.add(reader)
+        try:
+            yield reader
+        finally:
+            state.limiter.coming.remove(reader)
 
     async def _body(self, first: Any, forward: Call, call: Running, context: Any) -> bytes | bytearray | Intake:
         """The body, in time, of the announced size and hash."""

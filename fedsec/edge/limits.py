@@ -4,7 +4,7 @@
 2. A body is paid for when it is announced, before a byte of it is taken; an answer when it is known, which may leave a debt that
    the next calls wait for.
 3. Beside that, the bodies held in memory for all clients together are bounded, and one client has a quarter of that. Small bodies are
-   always let in: nobody's announcements keep the others' heartbeats out.
+   always let in: nobody's announcements keep the others' heartbeats out. A body that comes slowly is let go for the next (``pace``).
 
 Source: token bucket; ITU-T I.371.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fedsec.edge.pace import Coming
 from fedsec.edge.refusal import Reason, Refused
 
 HELLOS_PER_S = 1.0
@@ -109,6 +110,7 @@ class Limiter:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.held_bytes = 0
+        self.coming = Coming()
         self._accounts: dict[bytes, _Account] = {}
 
     def enter(self, client: bytes, now: float) -> None:
@@ -160,18 +162,19 @@ class Limiter:
         """
         account = self._account(client, now)
         if size > SMALL_BYTES:  # small ones always find room: heartbeats go on whatever the others announce
-            self._check_room(account, size)
+            self._check_room(account, size, now)
         if not account.bytes.take(size, now):
             wait_s = account.bytes.wait_s(size, now)
             raise Refused(Reason.RATE, f"more than {self.limits.bytes_per_s:g} bytes a second; wait {wait_s:.1f} s")
         self.held_bytes += size
         account.held += size
 
-    def _check_room(self, account: _Account, size: int) -> None:
+    def _check_room(self, account: _Account, size: int, now: float) -> None:
         limits = self.limits
         if account.held > SMALL_BYTES and account.held + size > limits.inflight_bytes // SHARES:  # one large body may always come
             raise Refused(Reason.BUSY, f"this client's bodies hold {account.held} bytes; wait for one to end")
         if self.held_bytes + size > limits.inflight_bytes:
+            self.coming.let_slowest_go(now)  # its bytes are free in a moment, when this one comes back
             raise Refused(Reason.BUSY, "the gateway holds as many bytes as it may; try again in a few seconds")
 
     def release(self, client: bytes, size: int) -> None:

@@ -267,7 +267,7 @@ class TestChildren:
         lab = Lab(tmp_path)
         superlink.prepare_superlink(load_server_settings(lab.home), now=now())
         commands = lab.home / "superlink" / "commands"
-        assert {path.name for path in commands.iterdir()} == set(superlink.REFUSED_COMMANDS)
+        assert {path.name for path in commands.iterdir()} == {*superlink.REFUSED_COMMANDS, "flwr-serverapp"}
         assert "flwr-serverapp" not in superlink.REFUSED_COMMANDS
         for name in superlink.REFUSED_COMMANDS:
             ended = subprocess.run([commands / name, "--token", "x"], capture_output=True, text=True, check=False)

@@ -1,0 +1,116 @@
+"""Bodies that come by drops, and bodies that hold room which others want."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from fedsec.edge.limits import Limiter, Limits
+from fedsec.edge.pace import CONTENDED_BYTES_PER_S, Coming, Pace, PacedReader
+from fedsec.edge.refusal import Reason, Refused
+
+MIB = 1 << 20
+
+
+def pace(**changes):
+    return Pace(**{"begun": 0.0, "grace_s": 10.0, "least_per_s": 64 * 1024, "size": 256 * MIB, **changes})
+
+
+def test_within_the_grace_nothing_is_asked_and_afterwards_the_least_rate():
+    one = pace()
+    assert one.left_s(0.0) == 10.0
+    assert one.left_s(10.5) < 0
+    one.came = 64 * 1024 * 20
+    assert one.left_s(25.0) == 5.0
+    assert pace(came=0).rate(10.0) == float("inf")
+    assert pace(came=11 * MIB).rate(11.0) == MIB
+
+
+class Context:
+    """Of a call whose sender gives a piece each so many seconds of the test's clock, and takes no real time."""
+
+    def __init__(self, clock, pieces, each_s):
+        self.clock, self.pieces, self.each_s = clock, list(pieces), each_s
+
+    async def read(self):
+        self.clock.now += self.each_s
+        return SimpleNamespace(chunk=self.pieces.pop(0))
+
+
+def read_all(each_s, piece, *, count=200):
+    clock = SimpleNamespace(now=0.0)
+    reader = PacedReader(Context(clock, [piece] * count, each_s), pace(), 60.0, lambda: clock.now)
+
+    async def story():
+        while True:
+            await reader.read()
+
+    with pytest.raises((Refused, IndexError)) as caught:
+        asyncio.run(story())
+    return caught, clock.now
+
+
+def test_a_trickle_is_cut_soon_after_its_grace_and_not_after_the_hour_that_its_size_would_give():
+    caught, ended = read_all(5.0, b"x")  # a byte each five seconds, 256 MiB announced
+    assert caught.value.reason is Reason.SLOW
+    assert ended <= 15.0
+
+
+def test_a_slow_line_that_keeps_the_least_rate_is_served_to_its_end():
+    caught, _ = read_all(8.0, bytes(600 * 1024))
+    assert caught.type is IndexError  # it had nothing more to send
+
+
+def test_silence_is_cut_in_real_time():
+    async def story():
+        never = SimpleNamespace(read=lambda: asyncio.sleep(60))
+        loop = asyncio.get_running_loop()
+        reader = PacedReader(never, pace(begun=loop.time(), grace_s=0.2), 10.0, loop.time)
+        began = loop.time()
+        with pytest.raises(Refused, match="too slowly"):
+            await reader.read()
+        assert loop.time() - began < 2
+
+    asyncio.run(story())
+
+
+def test_when_room_is_short_the_slowest_of_the_slow_is_let_go_and_a_decent_one_never():
+    """Four clients together announce all the room there is, and keep the least rate: each would hold its quarter for an hour."""
+
+    async def story():
+        loop = asyncio.get_running_loop()
+        limiter = Limiter(Limits(inflight_bytes=4 * MIB))
+        never = SimpleNamespace(read=lambda: asyncio.sleep(60))
+        readers = []
+        for number in range(4):
+            limiter.hold(bytes([number]), MIB, 0.0)
+            one = pace(begun=loop.time() - 20.0, came=(number + 2) * MIB)
+            readers.append(PacedReader(never, one, 60.0, loop.time))
+            limiter.coming.add(readers[-1])
+        waiting = [asyncio.create_task(reader.read()) for reader in readers]
+        await asyncio.sleep(0)
+        with pytest.raises(Refused, match="as many bytes as it may"):
+            limiter.hold(b"honest", MIB, loop.time())
+        with pytest.raises(Refused, match="came the slowest"):
+            await waiting[0]
+        limiter.release(bytes([0]), MIB)  # as the call does when it ends
+        limiter.hold(b"honest", MIB, loop.time())
+        assert [task.done() for task in waiting] == [True, False, False, False]
+        for task in waiting[1:]:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    asyncio.run(story())
+    fast, young = (PacedReader(None, one, 1.0, lambda: 0.0) for one in (pace(came=11 * CONTENDED_BYTES_PER_S), pace(begun=5.0)))
+    coming = Coming()
+    assert not coming.let_slowest_go(0.0)
+    for reader in (fast, young):
+        coming.add(reader)
+    assert not coming.let_slowest_go(11.0)
+
+
+def test_what_was_let_go_reads_no_more():
+    reader = PacedReader(SimpleNamespace(), pace(), 10.0, lambda: 0.0)
+    reader.let_go()
+    with pytest.raises(Refused, match="came the slowest"):
+        asyncio.run(reader.read())
