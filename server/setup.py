@@ -6,6 +6,8 @@
    simulation in Flower's engine. Nothing that a client says has a part in this.
 4. A deployment's plan must be bound, and its folder lies under ``$FEDSEC_HOME/runs``: the run config comes through Flower's control interface,
    which every local user of the server's host reaches.
+5. On a server host (``fedsec server up`` says so in the environment) nothing but deployments runs, and of plans only one that lies in its
+   run's folder, where ``fedsec run`` put it: a plan names code and records, and that folder is the service's alone.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ DEPLOYMENT = "deployment"
 SIMULATIONS = ("local", "ray", "flower")
 FEDERATION = "federation"
 """Folder of a server's home with the CA's list of clients."""
+SERVER_HOST_VARIABLE = "FEDSEC_SERVER_HOST"
+"""Environment variable by which the processes of ``fedsec server up`` know that they are its: 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +85,8 @@ def read_setup(run_config: Mapping[str, object]) -> ServerSetup:
         )
     if path is not None and bound and path.is_file() and not hmac.compare_digest(sha256_file(path), bound):
         raise ConfigError("the plan's SHA-256 is not the one the run was submitted with", file=path_text, mend="submit the run again")
+    if os.environ.get(SERVER_HOST_VARIABLE) == "1":
+        _check_hosted(engine, path, folder_text, home)
     plan = load_plan(path)
     new = home / "runs" / datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
     folder_path = (Path(folder_text) if folder_text else new).absolute()
@@ -91,3 +97,14 @@ def read_setup(run_config: Mapping[str, object]) -> ServerSetup:
     folder_path.parent.mkdir(parents=True, exist_ok=True)
     folder = prepare_run_folder(folder_path, plan, resume=True)
     return ServerSetup(plan=plan, folder=folder, engine=engine, home=home)
+
+
+def _check_hosted(engine: str, path: Path | None, folder_text: str, home: Path) -> None:
+    """Refuse what somebody else than ``fedsec run`` may have submitted on a server host.
+
+    Raises:
+        ConfigError: another engine, or a plan that does not lie in the run's folder in the server's home.
+    """
+    inside = path is not None and folder_text and path.resolve().parent == Path(folder_text).resolve()
+    if engine != DEPLOYMENT or not inside or Path(folder_text).resolve().parent != (home / "runs").resolve():
+        raise ConfigError("this host runs what was submitted in its home only", field="plan", mend="submit it with: fedsec run PLAN.toml")

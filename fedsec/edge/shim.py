@@ -29,7 +29,7 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 def main() -> None:
     """Hand the call over, or become the stock command."""
     folder, real, *arguments = sys.argv[1:]
-    _wipe_command_line()
+    wipe_command_line("flwr-clientapp")
     request = json.dumps({"arguments": arguments}).encode("ascii")
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     here = os.getcwd()  # noqa: PTH109 - pathlib would cost as much time as all the rest
@@ -58,15 +58,15 @@ def main() -> None:
     _end(_line(connection))
 
 
-def _wipe_command_line() -> None:
-    """Overwrite what /proc shows of our arguments."""
+def wipe_command_line(name: str) -> None:
+    """Overwrite what /proc shows of our arguments by a name."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         with open("/proc/self/stat", "rb") as handle:  # noqa: PTH123 - as above
             fields = handle.read().rpartition(b")")[2].split()
         start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end, proc(5)
         with open("/proc/self/mem", "r+b", buffering=0) as memory:  # noqa: PTH123
             memory.seek(start)
-            memory.write(b"flwr-clientapp".ljust(end - start, b"\0")[: end - start])
+            memory.write(name.encode("ascii").ljust(end - start, b"\0")[: end - start])
 
 
 def _without_token(arguments: list[str]) -> list[str]:

@@ -2,7 +2,8 @@
 
 1. The SuperLink listens on 127.0.0.1 with loopback TLS of its own; nodes are authenticated, the ServerApp runs in a process of its own,
    and only who holds the secret of ``superexec.secret`` gets its tasks. Nothing is installed at run time.
-2. PATH begins with a folder of ours in which the commands for other kinds of tasks than a ServerApp's end at once. The children's environment has no proxy, no telemetry, no search for updates, and Flower's settings are ours alone. ``FEDSEC_HOME``
+2. PATH begins with a folder of ours in which the commands for other kinds of tasks than a ServerApp's end at once, and a ServerApp's is
+   ``edge.serverapp``, which runs the installed app and no other. The children's environment has no proxy, no telemetry, no search for updates, and Flower's settings are ours alone. ``FEDSEC_HOME``
    is what the ServerApp finds its folder by.
 3. A child cannot outlive this process (``launch.py``). One that ends is started again after a wait that doubles up to half a minute.
 4. SIGTERM or SIGINT ends all: the gateway first, so that no node is told of an outage that is none, then SuperExec, then the SuperLink;
@@ -21,6 +22,7 @@ import logging.handlers
 import os
 import pwd
 import secrets
+import shlex
 import signal
 import socket
 import sys
@@ -34,6 +36,7 @@ from fedsec.edge.children import bound_command
 from fedsec.edge.doctor_host import hides_processes, read_proc_options
 from fedsec.edge.loopback_tls import CA_FILE, CERTIFICATE_FILE, KEY_FILE, ensure_loopback_tls
 from fedsec.edge.server_settings import ServerSettings
+from fedsec.edge.serverapp import COMMAND as SERVER_APP
 from fedsec.errors import ConfigError, StorageError
 from fedsec.files import atomic_write_bytes, atomic_write_json, atomic_write_text, exclusive_lock
 
@@ -59,7 +62,17 @@ _NOISE = (
     b'/v1/fleet/send-node-heartbeat HTTP/1.1" 200',
 )
 _PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy", "ftp_proxy", "no_proxy", "ws_proxy", "wss_proxy", "grpc_proxy"})
-_DROPPED = ("FLWR_", "FEDSEC_HOME", "SSL_CERT_", "SSLKEYLOGFILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_DROPPED = (
+    "FLWR_",
+    "FEDSEC_HOME",
+    "PYTHONPYCACHEPREFIX",
+    "PYTHONSTARTUP",
+    "PYTHONINSPECT",
+    "SSL_CERT_",
+    "SSLKEYLOGFILE",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+)
 
 ALONE = "this host must have no users but its operators (docs/gateway.md), or mount /proc with hidepid=2"
 
@@ -96,6 +109,9 @@ def prepare_superlink(settings: ServerSettings, *, now: datetime) -> None:
     for name in REFUSED_COMMANDS:
         text = f'#!/bin/sh\necho "{name} is not run on this host" >&2\nexit 1\n'
         atomic_write_bytes(folder / "commands" / name, text.encode("ascii"), mode=0o755, durable=False)
+    guarded = [sys.executable, "-P", "-s", "-m", "fedsec.edge.serverapp"]
+    text = f'#!/bin/sh\nexec {shlex.join(guarded)} "$@"\n'
+    atomic_write_bytes(folder / "commands" / SERVER_APP, text.encode("utf-8"), mode=0o755, durable=False)
     root = str(folder / CA_FILE)
     if not root.isprintable() or '"' in root or "\\" in root:
         raise ConfigError(f"Flower's settings cannot hold the path {root!r}", mend="choose a home folder without quotes in its name")
@@ -122,6 +138,7 @@ def server_environment(base: Mapping[str, str], settings: ServerSettings) -> dic
         "NO_PROXY": "*",
         "no_proxy": "*",
         "FEDSEC_HOME": str(settings.home),
+        "FEDSEC_SERVER_HOST": "1",
         "FLWR_HOME": str(settings.home / "superlink" / "flwr"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",

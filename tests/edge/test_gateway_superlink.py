@@ -28,6 +28,7 @@ from fedsec.edge import fleet_pb2, paths
 from fedsec.edge.edge_client import send_call
 from fedsec.edge.fleet_calls import flower_public_key
 from fedsec.edge.registration import read_nodes
+from fedsec.edge.serverapp import REFUSALS
 from fedsec.edge.signing import Call, prove_call
 
 CODE = grpc.StatusCode
@@ -38,6 +39,7 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import ServerApp
 
+Path("FOLDER", "loaded").touch()
 app = ServerApp()
 
 @app.main()
@@ -109,19 +111,27 @@ class Host:
         connection.close()
         return answer.status, body
 
-    def start_run(self):
+    def submit(self):
+        """An app of somebody's own, past ``fedsec run``: Flower takes it from every local user."""
         app = self.folder / "app"
-        app.mkdir()
+        app.mkdir(exist_ok=True)
         (app / "pyproject.toml").write_text(PYPROJECT.replace("FOLDER", str(self.folder)))
         (app / "LICENSE").write_text("none")
-        (app / "waiting.py").write_text(APP)
+        (app / "waiting.py").write_text(APP.replace("FOLDER", str(self.folder)))
         fab = build_fab_from_disk(app)
         import hashlib
 
         request = control_pb2.StartRunRequest(fab=fab_pb2.Fab(hash_str=hashlib.sha256(fab).hexdigest(), content=fab))
         status, body = self.post("/v1/control/start-run", request)
         assert status == 200, body
-        self.run_id = control_pb2.StartRunResponse.FromString(body).run_id
+        return control_pb2.StartRunResponse.FromString(body).run_id
+
+    def start_run(self):
+        """The stories below need an app that does as they say, so the guard in front of Flower's command is taken away."""
+        guarded = self.lab.home / "superlink" / "commands" / "flwr-serverapp"
+        guarded.unlink()
+        guarded.symlink_to(Path(sys.executable).with_name("flwr-serverapp"))
+        self.run_id = self.submit()
         wait_for((self.folder / "running").exists, 60)
 
     def agent(self, name):
@@ -147,6 +157,9 @@ def host(tmp_path_factory):
     try:
         host.wait_up()
         asyncio.run(activate(host))
+        host.refused_run = host.submit()
+        wait_for((host.lab.home / "superlink" / REFUSALS).exists, 60)
+        host.refused_left = sorted(path.name for path in folder.iterdir())
         host.start_run()
         yield host
     finally:
@@ -203,6 +216,19 @@ def test_the_servers_environment_and_addresses_are_closed(host):
     listening = {line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if line.split()[3] == "0A"}
     assert f"0100007F:{host.lab.superlink_port:04X}" in listening
     assert f"00000000:{host.lab.superlink_port:04X}" not in listening
+
+
+def test_an_app_that_a_local_user_submitted_is_refused_before_a_line_of_it_runs(host):
+    """The Control API took it, as Flower does; SuperExec started the command; the command loaded nothing of it and the run failed."""
+    assert "loaded" not in host.refused_left
+    assert "running" not in host.refused_left
+    said = json.loads((host.lab.home / "superlink" / REFUSALS).read_text().splitlines()[0])
+    assert "refused to run an app that is not the installed one" in said["reason"]
+    status, body = host.post("/v1/control/list-runs", control_pb2.ListRunsRequest(run_id=host.refused_run))
+    assert status == 200
+    run = control_pb2.ListRunsResponse.FromString(body).run_dict[host.refused_run]
+    assert (run.status.status, run.status.sub_status) == ("finished", "failed")
+    assert "this host runs the installed app only" in run.status.details
 
 
 def test_without_the_secret_nobody_gets_a_task(host):

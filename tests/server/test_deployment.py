@@ -8,7 +8,7 @@ import pytest
 
 from experiments.live_federation.stock import StockFederation
 from fedsec.errors import CertificateError, ConfigError, FedsecError, StorageError
-from fedsec.plan.load import load_plan
+from fedsec.plan.load import load_plan, plan_to_toml
 from fedsec.runfolder import new_run_folder
 from fedsec.signing import Signer
 from server.deployment import DeployedAttendance, check_deployable, check_home, deployed_weight_limit, deployed_world
@@ -289,3 +289,19 @@ def test_a_deployment_is_bound_to_its_plan_and_keeps_to_the_servers_home(made, t
         with pytest.raises(ConfigError):
             read_setup(bound(made, **changes))
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_server_host_runs_no_plan_and_no_engine_that_a_local_user_names(made, tmp_path, monkeypatch):
+    """The Control API takes any run config: the installed app with another's plan would load what that plan names."""
+    from fedsec.files import sha256_file
+
+    monkeypatch.setenv("FEDSEC_HOME", str(made.home))
+    monkeypatch.setenv("FEDSEC_SERVER_HOST", "1")
+    assert read_setup(bound(made)).engine == DEPLOYMENT
+    mine = tmp_path / "plan.toml"
+    mine.write_text(plan_to_toml(PLAN))
+    for changes in ({"plan": str(mine), "plan-sha256": sha256_file(mine)}, {"engine": "local"}, {"engine": "local", "run-dir": str(tmp_path / "x")},
+                    {"run-dir": ""}, {"run-dir": str(tmp_path / "x")}):  # fmt: skip
+        with pytest.raises(ConfigError, match="fedsec run"):
+            read_setup(bound(made, **changes))
+    assert not (tmp_path / "x").exists()

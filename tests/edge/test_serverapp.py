@@ -1,0 +1,129 @@
+"""Somebody with an account on the server host submits an app of his own: nothing of it is loaded beside the server's key."""
+
+import os
+import py_compile
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from flwr.cli.build import build_fab_from_disk
+from flwr.cli.install import install_from_fab
+
+from fedsec.edge.appfolder import app_files, write_app_folder
+from fedsec.edge.serverapp import Guard, check_app_folder
+from fedsec.errors import AdmissionError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+LOAD = """
+import os, sys, threading
+from fedsec.edge.appfolder import app_files
+from fedsec.edge.serverapp import Guard
+sys.addaudithook(Guard(app_files(), list(sys.path), [sys.prefix, sys.base_prefix], os.environ["FLWR_HOME"], lambda why: print("reported:", why)).hook)
+sys.path.insert(0, sys.argv[1])  # as Flower does with the folder of the app
+import importlib
+print("loaded", importlib.import_module("{module}").__file__)  # as Flower does
+"""
+
+
+@pytest.fixture
+def app(tmp_path, monkeypatch):
+    """The app as Flower unpacks it: built and installed by Flower's own commands."""
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
+    fab = build_fab_from_disk(write_app_folder(tmp_path / "fedsec"))
+    install_from_fab(fab, skip_prompt=True)
+    (folder,) = (tmp_path / "flwr" / "apps").iterdir()
+    return folder
+
+
+def load(app, module="server.app"):
+    environment = {**os.environ, "FLWR_HOME": str(app.parent.parent)}
+    command = [sys.executable, "-P", "-c", LOAD.format(module=module), str(app)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60, check=False)
+
+
+def test_the_app_that_fedsec_run_submits_is_loaded_from_where_flower_unpacked_it(app):
+    check_app_folder(app, app_files())
+    done = load(app)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"loaded {app}/server/app.py"]
+
+
+def edited(app):
+    with (app / "server" / "setup.py").open("a") as handle:
+        handle.write("\n")
+
+
+def shadow(app):
+    (app / "numpy.py").write_text("print('mine')\n")
+
+
+def byte_code(app):
+    (app / "mine.py").write_text("print('mine')\n")
+    py_compile.compile(str(app / "mine.py"), cfile=str(app / "mine.pyc"))
+    (app / "mine.py").unlink()
+
+
+def link(app):
+    (app / "server" / "setup.py").unlink()
+    (app / "server" / "setup.py").symlink_to(ROOT / "server" / "setup.py")
+
+
+def folder_link(app):
+    (app / "mine").symlink_to(app.parent)
+
+
+def fewer(app):
+    (app / "server" / "setup.py").unlink()
+
+
+def another_project(app):
+    text = (app / "pyproject.toml").read_text()
+    (app / "pyproject.toml").write_text(text.replace("server.app:app", "mine:app"))
+
+
+@pytest.mark.parametrize("change", [edited, shadow, byte_code, link, folder_link, fewer, another_project])
+def test_a_folder_that_is_not_the_app_is_refused_before_a_line_of_it_runs(app, change):
+    """Also if it lies there already: Flower's installer does not look into a folder of the name that it wants."""
+    change(app)
+    wanted = {shadow: "numpy", byte_code: "mine"}.get(change, "server.app")
+    done = load(app, wanted)
+    assert done.returncode == 1
+    assert "this host runs the installed app only" in done.stderr
+    assert done.stdout.startswith("reported: refused to run")
+    assert "mine\n" not in done.stdout
+
+
+def test_a_cache_of_byte_code_beside_the_app_is_not_read_as_a_module_of_its_own(app):
+    (app / "__pycache__").mkdir()
+    (app / "__pycache__" / "numpy.py").write_text("print('mine')\n")
+    assert load(app).stdout.splitlines() == [f"loaded {app}/server/app.py"]
+
+
+def test_every_thread_and_every_later_place_is_looked_at(tmp_path):
+    (tmp_path / "flwr").mkdir()
+    told = []
+    guard = Guard({}, ["/trusted", str(tmp_path / "flwr" / "x")], [sys.prefix], str(tmp_path / "flwr"), told.append)
+    guard.hook("open", (None, None, [str(tmp_path)]))  # another event
+    guard.hook("import", ("a", None, ["/trusted", sys.prefix + "/lib"], None, None))
+    (tmp_path / "evil").mkdir()
+    (tmp_path / "evil" / "x.py").touch()
+
+    def refused(place):
+        try:
+            guard.hook("import", ("a", None, [place], None, None))
+        except AdmissionError:
+            told.append(threading.current_thread().name)
+
+    threads = [threading.Thread(target=refused, args=(str(tmp_path / "evil"),), name=f"t{number}") for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(text for text in told if text.startswith("t")) == ["t0", "t1", "t2", "t3"]
+    (tmp_path / "flwr" / "x").mkdir()
+    (tmp_path / "flwr" / "x" / "y.py").touch()
+    with pytest.raises(AdmissionError):  # named as trusted at the start, but it is Flower's
+        guard.hook("import", ("a", None, [str(tmp_path / "flwr" / "x")], None, None))
