@@ -34,7 +34,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError as ProtobufError
 
 from fedsec.edge import fleet_pb2
-from fedsec.edge.flower_objects import check_head, check_kinds, check_object, read_head, read_tree
+from fedsec.edge.flower_objects import check_head, check_kinds, check_object, check_unpacked, read_head, read_tree
 from fedsec.edge.intake import Intake, Part
 from fedsec.edge.refusal import Reason, Refused
 from fedsec.edge.upstream import FileBody, Signature, signature_of
@@ -314,12 +314,29 @@ class Collector:
         return content
 
     def check_whole(self, found: Collection) -> None:
-        """Refuse a reply whose objects do not fit into each other; all are there. It is forgotten then."""
+        """Refuse a reply whose objects do not fit into each other, or unpack to too much; all are there. Blocks.
+
+        Raises:
+            Refused: it must be dropped.
+            StorageError: a file is gone.
+        """
+        check_kinds(found.tree, found.kinds)
         try:
-            check_kinds(found.tree, found.kinds)
-        except Refused:
-            self.drop(found)
-            raise
+            sizes = {name: (found.folder / name).stat().st_size for name in found.tree}
+        except OSError as error:
+            raise StorageError(f"cannot read an object of a reply: {error.strerror or error}") from error
+        check_unpacked(found.root, found.kinds, sizes, lambda name: self._small(found, name), more_bytes=self._node_bytes // MAX_OPEN)
+
+    @staticmethod
+    def _small(found: Collection, name: str) -> bytes | memoryview:
+        """An object that holds others."""
+        kept = found.memory.get(name)
+        if kept is not None:
+            return kept
+        try:
+            return (found.folder / name).read_bytes()
+        except OSError as error:
+            raise StorageError(f"cannot read an object of a reply: {error.strerror or error}") from error
 
     def finish(self, node_id: int, found: Collection) -> None:
         """It went through: remember only that; blocks. Its files are :meth:`tidy`'s.

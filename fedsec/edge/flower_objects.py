@@ -5,6 +5,8 @@ r"""Flower's objects as the gateway checks them: a reply is a tree of them, each
 3. The root of a reply is a ``Message`` and nothing else in it is one. Its body repeats the metadata, and the ServerApp goes by those:
    they must be the ones that the gateway looked at when the message was announced.
 4. The bodies of the other objects must be ones that Flower can read (``flower_records``).
+5. What a reply unpacks to is bounded: names that share an array and arrays that share a chunk cost their sender once and the ServerApp as
+   often as they are named.
 
 Source: flwr 1.41, ``supercore/inflatable`` and ``app/message/message.py``; decision 0015, findings 1 and 10.
 """
@@ -12,7 +14,7 @@ Source: flwr 1.41, ``supercore/inflatable`` and ``app/message/message.py``; deci
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +22,7 @@ from google.protobuf.message import DecodeError as ProtobufError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from fedsec.edge import fleet_pb2
-from fedsec.edge.flower_records import check_record
+from fedsec.edge.flower_records import check_record, uses
 from fedsec.edge.refusal import Reason, Refused
 
 MAX_OBJECTS = 4096
@@ -171,6 +173,37 @@ def check_kinds(tree: Mapping[str, tuple[str, ...]], kinds: Mapping[str, str]) -
     for parent, children in tree.items():
         if any(kinds[child] not in _HOLDS[kinds[parent]] for child in children):
             raise Refused(Reason.MESSAGE, "an object holds one of a kind that it cannot hold")
+
+
+def check_unpacked(
+    root: str, kinds: Mapping[str, str], sizes: Mapping[str, int], small: Callable[[str], bytes | memoryview], *, more_bytes: int
+) -> None:  # fmt: skip
+    """Refuse a reply that unpacks to much more than was sent.
+
+    Args:
+        root: id of the message's object; all objects passed :func:`check_object`, and their kinds :func:`check_kinds`.
+        kinds: of all objects, by id.
+        sizes: bytes of each.
+        small: the content of an object that is no chunk.
+        more_bytes: so much more than what was sent it may be: a model may have equal arrays, all zeros say.
+
+    Raises:
+        Refused: it is more.
+    """
+    known: dict[str, int] = {}
+
+    def unpacked(name: str) -> int:
+        if name not in known:
+            known[name] = sizes[name]
+            if kinds[name] != "ArrayChunk":
+                content = small(name)
+                head = read_head(content)
+                known[name] += sum(map(unpacked, uses(head.kind, memoryview(content)[head.body_at :], head.children)))
+        return known[name]
+
+    most = sum(sizes.values()) + more_bytes
+    if (found := unpacked(root)) > most:
+        raise Refused(Reason.SIZE, f"a reply that unpacks to {found} bytes, of which {sum(sizes.values())} were sent; at most {most}")
 
 
 def has_unknown(message: Any) -> bool:

@@ -4,7 +4,8 @@ flwr 1.41 inflates a reply inside ``grid.pull_messages``: a body that it cannot 
 
 1. ``RecordDict`` and ``ArrayRecord``: JSON, name → object id; the ids are exactly the children. At most ``MAX_JSON_BYTES``.
 2. ``Array``: JSON; the chunks named by their places among the children, each at least once; repetitions are bounded, for a chunk that is
-   repeated costs its sender nothing.
+   repeated costs its sender nothing. What all of a reply unpacks to is bounded by ``flower_objects.check_unpacked``, for which :func:`uses`
+   says how often each child is used.
 3. ``ConfigRecord`` and ``MetricRecord``: protobuf of two levels, read here by hand, without a copy and without an object for each item:
    the known fields only, a key once, a value that is there, numbers of items bounded.
 
@@ -60,6 +61,19 @@ def check_record(kind: str, body: memoryview, children: tuple[str, ...]) -> None
         check(body, children)
     except (ValueError, TypeError, RecursionError) as error:
         raise Refused(Reason.MESSAGE, f"the body of a {kind} cannot be read: {_said(error)}") from None
+
+
+def uses(kind: str, body: memoryview, children: tuple[str, ...]) -> list[str]:
+    """The children that an object is put together of, each as often as it is used.
+
+    Args:
+        kind: of the object.
+        body: that passed :func:`check_record`.
+        children: ids, in the order of the head.
+    """
+    if kind == "Array":
+        return [children[place] for place in _object(body)["arraychunk_ids"]]
+    return list(_object(body).values()) if kind in {"RecordDict", "ArrayRecord"} else list(children)
 
 
 def _said(error: Exception) -> str:

@@ -93,7 +93,11 @@ async def _hand_over(state: GatewayState, node: Node, call: Call, found: Collect
     async with found.lock:
         if found.done:
             return True
-        state.collector.check_whole(found)
+        try:
+            await asyncio.to_thread(state.collector.check_whole, found)
+        except Refused:
+            state.collector.drop(found)
+            raise
         check_again()
         answer = await state.ask(call, found.request.SerializeToString(), path=paths.PUSH_MESSAGES)
         if not _wanted(answer):

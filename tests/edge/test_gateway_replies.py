@@ -22,7 +22,7 @@ from gateway_lab import FakeSuperLink, Lab, LabAgent, LabReply, flower_object, r
 from fedsec.edge import fleet_pb2, paths
 from fedsec.edge.collecting import Collector
 from fedsec.edge.deliveries import Deliveries
-from fedsec.edge.flower_objects import MAX_DEPTH, MAX_OBJECTS, check_kinds, check_object, read_head, read_tree
+from fedsec.edge.flower_objects import MAX_DEPTH, MAX_OBJECTS, check_kinds, check_object, check_unpacked, read_head, read_tree
 from fedsec.edge.refusal import Refused
 
 CODE = grpc.StatusCode
@@ -1011,3 +1011,54 @@ def test_a_hello_by_another_key_or_with_a_bad_share_opens_nothing(tmp_path):
                     await agent.hello()
 
     play(tmp_path, story)
+
+
+def bomb(node_id, *, arrays=1, repeated=0, names=1, chunk=bytes(4000)):
+    """A reply in which one chunk is the content of many arrays, each array has many names, and the sender pays for one."""
+    reply = LabReply(node_id)
+    piece = flower_object("ArrayChunk", chunk)
+    objects, named = [piece], {}
+    for number in range(arrays):
+        fields = {"dtype": "float32", "shape": [number], "stype": "numpy.ndarray", "arraychunk_ids": [0] * (1 + repeated)}
+        objects.append(flower_object("Array", json.dumps(fields).encode(), [piece[0]]))
+        named |= {f"{number} {name}": objects[-1][0] for name in range(names)}
+    children = [name for name, _ in objects[1:]]
+    objects.append(flower_object("ArrayRecord", json.dumps(named).encode(), children))
+    objects.append(flower_object("RecordDict", json.dumps({"update": objects[-1][0]}).encode(), [objects[-1][0]]))
+    body = reply.objects[reply.message_id].split(b"\0", 1)[1]
+    objects.append(flower_object("Message", body, [objects[-1][0]]))
+    reply.objects, reply.message_id = dict(objects), objects[-1][0]
+    reply.metadata = fleet_pb2.Metadata(**{**{f.name: v for f, v in reply.metadata.ListFields()}, "message_id": reply.message_id})
+    reply.tree = tree_of(reply.objects, reply.message_id)
+    return reply
+
+
+def test_a_reply_that_unpacks_to_much_more_than_was_sent_never_comes_to_the_serverapp(tmp_path):
+    """Each of these is a few kilobytes on the wire; Flower would put hundreds of times that together, for all replies of a pull at once."""
+
+    async def story(world):
+        async with world.agent() as agent:
+            await world.asked(agent)
+            for shape in ({"arrays": 60, "repeated": 16}, {"names": 1000}, {"arrays": 30, "names": 40, "repeated": 16}):
+                with refused(CODE.RESOURCE_EXHAUSTED, "size"):
+                    await bomb(world.id(), **shape).push(agent)
+                assert world.superlink.announced == []
+                assert len(world.state.collector) == 0
+            await bomb(world.id(), arrays=3, repeated=16, names=2).push(agent)  # equal arrays are nothing bad
+            assert len(world.superlink.announced) == 1
+
+    play(tmp_path, story, toml="[limits]\nobject_bytes = 1048576\n")
+
+
+def test_what_a_reply_unpacks_to_is_counted_by_use():
+    reply = bomb(7, arrays=2, repeated=3, names=5)
+    sizes = {name: len(data) for name, data in reply.objects.items()}
+    kinds = {name: data.split(b" ", 1)[0].decode() for name, data in reply.objects.items()}
+    array = next(name for name, kind in kinds.items() if kind == "Array")
+    chunk = next(name for name, kind in kinds.items() if kind == "ArrayChunk")
+    each = sizes[array] + 4 * sizes[chunk]
+    total = 10 * each + sum(size for name, size in sizes.items() if kinds[name] in {"ArrayRecord", "RecordDict", "Message"})
+    more = total - sum(sizes.values())
+    check_unpacked(reply.message_id, kinds, sizes, reply.objects.__getitem__, more_bytes=more)
+    with pytest.raises(Refused, match=f"unpacks to {total} bytes"):
+        check_unpacked(reply.message_id, kinds, sizes, reply.objects.__getitem__, more_bytes=more - 1)
