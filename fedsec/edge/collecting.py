@@ -220,7 +220,10 @@ class Collector:
                 self._reserved[node_id] -= len(content)
 
     def part(self, node_id: int, run_id: int, object_id: str, start: memoryview, size: int) -> Part | None:
-        """Begin to take a large object while it comes; None if it is to be taken as a whole. Its bytes are reserved until :meth:`release`.
+        """Begin to take a large object while it comes; its bytes are reserved until :meth:`release`.
+
+        None: it is to be taken as a whole, and refused when it is there if need be. A caller that is refused in the middle of its body may
+        see its own failing write instead of the reason.
 
         Args:
             node_id: whose.
@@ -228,19 +231,16 @@ class Collector:
             object_id: of the object.
             start: its first bytes.
             size: of all of it.
-
-        Raises:
-            Refused: there would be too many bytes.
         """
         known = self._nodes.get(node_id, {}).values()
         found = next((one for one in known if one.message.metadata.run_id == run_id and object_id in one.missing()), None)
         try:
             head = read_head(start, size)
+            if found is None or head.kind != _CHUNK:
+                return None
+            self._reserve(node_id, size)
         except Refused:
             return None
-        if found is None or head.kind != _CHUNK:
-            return None
-        self._reserve(node_id, size)
         path = found.folder / f"{object_id}.{secrets.token_hex(4)}"
         return Part(node_id=node_id, object_id=object_id, head=head, size=size, path=path)
 

@@ -25,6 +25,9 @@ from fedsec.edge.refusal import Reason, Refused
 from fedsec.edge.signing import Call
 from fedsec.edge.upstream import PROTOBUF, Response, UpstreamError
 
+SENDS_AT_A_TIME = 4
+"""Objects of one reply on their way to the SuperLink."""
+
 _OK = 200
 _SERVER_FAULT = 500
 
@@ -104,11 +107,7 @@ async def _hand_over(state: GatewayState, node: Node, call: Call, found: Collect
             state.collector.drop(found)
             return False
         told = _read(fleet_pb2.PushMessagesResponse, answer)
-        waiting = set(told.objects_to_push)
-        # The root goes last: flwr's own order, children first.
-        for object_id in [name for name in reversed(found.tree) if name in waiting]:
-            if not await _send(state, node, call, found, object_id, told.session_id):
-                raise UpstreamError("the SuperLink did not take an object of a reply")
+        await _send_all(state, node, call, found, told)
         await asyncio.to_thread(_finish, state, node, found)
         state.keep_task(asyncio.create_task(asyncio.to_thread(state.collector.tidy, found)))
         state.metrics.count("replies_total")
@@ -118,6 +117,23 @@ async def _hand_over(state: GatewayState, node: Node, call: Call, found: Collect
 def _finish(state: GatewayState, node: Node, found: Collection) -> None:
     state.postbox.answered(found.message.metadata.reply_to_message_id)
     state.collector.finish(node.node_id, found)
+
+
+async def _send_all(state: GatewayState, node: Node, call: Call, found: Collection, told: fleet_pb2.PushMessagesResponse) -> None:
+    """The objects that the SuperLink asks for, some at a time; the root goes last, as in flwr, where children are first."""
+    waiting, gate = set(told.objects_to_push), asyncio.Semaphore(SENDS_AT_A_TIME)
+
+    async def send(object_id: str) -> None:
+        async with gate:
+            if not await _send(state, node, call, found, object_id, told.session_id):
+                raise UpstreamError("the SuperLink did not take an object of a reply")
+
+    names = [name for name in reversed(found.tree) if name in waiting and name != found.root]
+    for failed in await asyncio.gather(*map(send, names), return_exceptions=True):
+        if failed is not None:
+            raise failed
+    if found.root in waiting:
+        await send(found.root)
 
 
 async def _send(state: GatewayState, node: Node, call: Call, found: Collection, object_id: str, session_id: str) -> bool:

@@ -90,6 +90,33 @@ class TestHonest:
 
         play(tmp_path, story)
 
+    def test_objects_go_on_some_at_a_time_and_the_message_itself_when_all_others_are_there(self, tmp_path):
+        """Between announcement and last object the ServerApp may look, and is put to sleep for a second: that time is to be short."""
+
+        async def story(world):
+            taken, at_a_time, store = [], [0], world.superlink.answer
+
+            def slow(body, headers):
+                del world.superlink.answers[paths.PUSH_OBJECT]
+                answer = store(paths.PUSH_OBJECT, body, headers)
+                world.superlink.answers[paths.PUSH_OBJECT] = slow
+                at_a_time.append(at_a_time[-1] + 1)
+                time.sleep(0.05)
+                at_a_time.append(at_a_time[-1] - 1)
+                taken.append(fleet_pb2.PushObjectRequest.FromString(body).object_id)
+                return answer
+
+            async with world.agent() as agent:
+                await world.asked(agent)
+                reply = LabReply(world.id(), chunks=tuple(b"chunk %d" % number for number in range(12)))
+                world.superlink.answers[paths.PUSH_OBJECT] = slow
+                await reply.push(agent)
+                assert set(taken) == set(reply.objects)
+                assert taken[-1] == reply.message_id
+                assert 1 < max(at_a_time) <= 4
+
+        play(tmp_path, story)
+
     def test_objects_of_one_content_and_two_places_are_pushed_once(self, tmp_path):
         async def story(world):
             async with world.agent() as agent:
