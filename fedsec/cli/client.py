@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,11 +122,20 @@ def enroll(
 @app.command(epilog="Examples:  fedsec client up  ·  fedsec client up --home /srv/fedsec-client")
 def up(home: Path | None = HOME, passphrase_file: Path | None = PASSPHRASE) -> None:
     """Run this client's agent in the foreground; Ctrl-C ends it and everything that it started."""
-    from fedsec.edge.agent import main
+    from fedsec.edge.agent import load_agent
+    from fedsec.edge.agent_settings import client_home
+    from fedsec.edge.supernode import SOURCE_ONLY
+    from fedsec.errors import FedsecError
     from fedsec.identity.folder import use_passphrase_file
 
     use_passphrase_file(passphrase_file)
-    raise typer.Exit(main(["--home", str(home)] if home is not None else []))
+    try:
+        load_agent(client_home(home))  # what is wrong is said here
+    except FedsecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+    command = [*SOURCE_ONLY, "fedsec.edge.agent", *(["--home", str(home)] if home is not None else [])]
+    os.execv(command[0], command)  # noqa: S606 - this process again, its code from what admission hashes
 
 
 @app.command(epilog="Examples:  fedsec client renew  ·  fedsec client renew --json")

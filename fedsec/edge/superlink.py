@@ -109,7 +109,7 @@ def prepare_superlink(settings: ServerSettings, *, now: datetime) -> None:
     for name in REFUSED_COMMANDS:
         text = f'#!/bin/sh\necho "{name} is not run on this host" >&2\nexit 1\n'
         atomic_write_bytes(folder / "commands" / name, text.encode("ascii"), mode=0o755, durable=False)
-    guarded = [sys.executable, "-P", "-s", "-m", "fedsec.edge.serverapp"]
+    guarded = [sys.executable, "-P", str(Path(__file__).with_name("sourceonly.py")), "fedsec.edge.serverapp"]
     text = f'#!/bin/sh\nexec {shlex.join(guarded)} "$@"\n'
     atomic_write_bytes(folder / "commands" / SERVER_APP, text.encode("utf-8"), mode=0o755, durable=False)
     root = str(folder / CA_FILE)

@@ -4,6 +4,7 @@
 2. Proxies are cleared, telemetry and the search for updates are off, nothing is installed at run time, Flower's folder is private.
 3. SuperExec starts commands by name: ``flwr-clientapp`` is the shim in front of the fork server, and the other kinds of task that a
    server could ask for (agents, models, connectors) end at once.
+4. Whatever runs our packages reads their sources, which admission hashes, and no cache of byte code (``sourceonly``).
 
 Source: flwr 1.41, ``flower-supernode --help``, ``flower-superexec --help``; design note FLOWER.
 """
@@ -20,10 +21,13 @@ from pathlib import Path
 
 from fedsec.edge.loopback import HOST, Loopback, write_command
 from fedsec.edge.shim import RUNTIME_FILE
+from fedsec.edge.sourceonly import COMMAND
 from fedsec.errors import ConfigError, StorageError
 from fedsec.files import atomic_write_bytes
 
-CLIENT_APP = "flwr-clientapp"
+CLIENT_APP, COLD_CLIENT_APP = "flwr-clientapp", "flwr-clientapp-cold"
+SOURCE_ONLY = (sys.executable, "-P", str(Path(__file__).with_name("sourceonly.py")))
+"""Python, with our packages loaded from what admission hashes."""
 REFUSED_COMMANDS = ("flwr-agentapp", "flwr-connector", "flwr-model", "flwr-serverapp", "flwr-simulation", "uv")
 SETTINGS_KEY = "fedsec-settings"
 """Key of the node config that names the ClientApp's settings; ``client/settings.py`` reads it."""
@@ -77,7 +81,9 @@ def write_commands(loopback: Loopback) -> None:
         ConfigError: the stock command is not installed.
         StorageError: the file system refused.
     """
-    real = stock_command(CLIENT_APP)
+    stock_command(CLIENT_APP)
+    real = loopback.commands / COLD_CLIENT_APP
+    write_command(real, f'#!/bin/sh\nexec {shlex.join([*SOURCE_ONLY, COMMAND, CLIENT_APP])} "$@"\n')
     shim = [sys.executable, "-I", "-S", str(Path(__file__).with_name("shim.py")), str(loopback.folder), str(real)]
     write_command(loopback.commands / CLIENT_APP, f'#!/bin/sh\nexec {shlex.join(shim)} "$@"\n')
     for name in REFUSED_COMMANDS:
@@ -139,7 +145,7 @@ def superexec_command(loopback: Loopback, *, runtime_port: int) -> list[str]:
 
 def forkserver_command(loopback: Loopback, preload: tuple[str, ...]) -> list[str]:
     """The fork server for one start."""
-    return [sys.executable, "-P", "-m", "fedsec.edge.forkserver", str(loopback.folder), *preload]
+    return [*SOURCE_ONLY, "fedsec.edge.forkserver", str(loopback.folder), *preload]
 
 
 def free_port() -> int:
