@@ -46,14 +46,14 @@ def doctor(
 
     from fedsec.edge.doctor import Question, examine
     from fedsec.edge.doctor_findings import Level
+    from fedsec.identity.folder import passphrase_of
 
-    passphrase_path = passphrase_file or (Path(os.environ[PASSPHRASE_VARIABLE]) if os.environ.get(PASSPHRASE_VARIABLE) else None)
     question = Question(
         home=_home(home),
         clock=lambda: datetime.now(UTC),
         server=server,
         token=_secret(token_file, "--token-file").decode("utf-8", "replace") if token_file else None,
-        passphrase=_secret(passphrase_path, "--passphrase-file") if passphrase_path else None,
+        passphrase=passphrase_of(passphrase_file),
         idle_s=idle,
         timeout_s=timeout,
         quick=quick,

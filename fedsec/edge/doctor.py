@@ -52,6 +52,9 @@ CHECKS: Mapping[str, tuple[str, ...]] = {
 }
 """What is looked at, by the kind of the folder."""
 
+_REFUSED_BY_TLS = tuple(f"server-certificate.{what}" for what in ("another-server", "self-signed", "expired", "not-yet-valid"))
+"""What keeps gRPC from connecting: a session is not tried then, it would only repeat the fault in OpenSSL's words."""
+
 _QUICK_LEAVES_OUT = ("tls", "server-certificate", "connection", "session", "clock", "revocation", "idle")
 
 
@@ -221,8 +224,8 @@ def _way(question: Question, address: Address, home: Home, own: Own) -> list[Fin
     if home.kind == "server":
         return found  # a server's certificate is none for a client: the rest is an agent's to try
     found += judge_connection(tls, own.findings)
-    another = any(item.code == "server-certificate.another-server" for item in found)  # gRPC's TLS would refuse it too
-    if tls.accepted and not another and own.signer is not None and tls.version == "TLSv1.3":
+    refused = any(item.code in _REFUSED_BY_TLS for item in found)
+    if tls.accepted and not refused and own.signer is not None and tls.version == "TLSv1.3":
         found += _session(question, address, own, expected, tls)
     return found
 

@@ -56,7 +56,7 @@ _FAULTS = {
     "key.missing": "enrol (fedsec client enroll), or restore the folder from where it was moved; keys are never in a backup",
     "key.readable": "chmod 600 it; if others could read it, revoke the certificate and enrol again",
     "key.link": "put the key itself there: whoever owns the link's target knows the key",
-    "key.locked": "give the passphrase: --passphrase-file, or FEDSEC_PASSPHRASE_FILE in the unit",
+    "key.locked": "give the key's passphrase: --passphrase-file, or FEDSEC_PASSPHRASE_FILE in the unit; if it is lost, enrol again with a fresh token",
     "certificate.missing": "enrol: fedsec client enroll with a fresh token",
     "certificate.unreadable": "remove nothing; enrol again into a new folder, or restore certificate.der (it is public)",
     "certificate.other-key": "key and certificate were mixed up: restore both from one enrolment, or enrol again",

@@ -22,7 +22,7 @@ from fedsec.edge.doctor_host import judge_keys, read_file
 from fedsec.edge.server_settings import SETTINGS_FILE as SERVER_FILE
 from fedsec.edge.server_settings import load_server_settings
 from fedsec.errors import CertificateError, ConfigError, StorageError
-from fedsec.identity.folder import CERTIFICATE, INTERMEDIATE, KEY, MAX_FILE_BYTES, ROOT, load_key
+from fedsec.identity.folder import CERTIFICATE, INTERMEDIATE, KEY, MAX_FILE_BYTES, ROOT, is_encrypted, load_key
 from fedsec.identity.intermediates import STATEMENT_FILE
 from fedsec.identity.names import PeerName, Role
 from fedsec.identity.verify import claimed_name
@@ -134,7 +134,8 @@ def read_own(folder: Path, expected: Expected, *, passphrase: bytes | None, now:
         try:
             signer = load_key(folder / KEY, passphrase=passphrase)
         except StorageError as error:
-            found = [finding("key.locked", f"{error}")]
+            locked = f"{folder / KEY} is encrypted, and no passphrase is given"
+            found = [finding("key.locked", locked if passphrase is None and is_encrypted(folder / KEY) else f"{error}")]
     if not certificate:
         return Own(signer, b"", intermediate, root, None, (*found, finding("certificate.missing", f"{folder / CERTIFICATE} is not there")))
     found += _judge_certificate(Chain(certificate, intermediate, root), signer, expected, now)

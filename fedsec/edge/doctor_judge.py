@@ -24,6 +24,7 @@ from fedsec.errors import DecodeError, SignatureError
 from fedsec.identity.verify import BACKDATE
 from fedsec.signing import encode_public_key
 
+_HOUR_S = 3600.0
 DRIFT = timedelta(seconds=30)
 """A clock that is off by more is warned about; by more than a certificate's margin, it is a fault."""
 
@@ -95,6 +96,8 @@ def judge_connection(facts: TlsFacts, own: Sequence[Finding]) -> list[Finding]:
     if facts.accepted:
         return [finding("session.failed", "the server talks to clients without a certificate: is it the gateway?")]
     if not facts.showed_certificate:
+        if any(item.check == "key" and item.level is Level.FAULT for item in own):
+            return []  # a key that cannot be used was named already; what the server would say to it is unknown
         return [finding("connection.no-certificate", f"the server closed the connection: we showed no certificate ({facts.detail})")]
     reasons = [f"{item.code.partition('.')[2]}: {item.text}" for item in own if item.level is Level.FAULT]
     if reasons:
@@ -116,7 +119,8 @@ def judge_clock(server_time: datetime, here: datetime, uncertainty: timedelta) -
     """
     skew = here - server_time
     seconds = abs(skew.total_seconds())
-    text = f"this clock is {seconds:.1f} s {'ahead of' if skew > timedelta(0) else 'behind'} the server's (± {uncertainty.total_seconds():.1f} s)"
+    span = f"{seconds:.1f} s" if seconds < _HOUR_S else f"{seconds / _HOUR_S:.1f} h"
+    text = f"this clock is {span} {'ahead of' if skew > timedelta(0) else 'behind'} the server's (± {uncertainty.total_seconds():.1f} s)"
     if abs(skew) - uncertainty > BACKDATE:
         return [finding("clock.off", text)]
     if abs(skew) - uncertainty > DRIFT:

@@ -22,6 +22,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
@@ -227,11 +228,20 @@ def load_own_key(folder: Path, *, passphrase: bytes | None = None) -> Signer:
         StorageError: as :func:`load_key`, or the passphrase's file cannot be used.
     """
     path = folder / KEY
-    if passphrase is None and _ENCRYPTED in read_secret(path):
+    if passphrase is None and is_encrypted(path):
         passphrase = passphrase_of(None)
         if passphrase is None:
             raise StorageError(f"{path} is encrypted: name the file with its passphrase, --passphrase-file or {PASSPHRASE_VARIABLE}")
     return load_key(path, passphrase=passphrase)
+
+
+def is_encrypted(path: Path) -> bool:
+    """Whether a key needs a passphrase.
+
+    Raises:
+        StorageError: as :func:`read_secret`.
+    """
+    return _ENCRYPTED in read_secret(path)
 
 
 def load_key(path: Path, *, passphrase: bytes | None = None) -> Signer:
@@ -306,11 +316,12 @@ def read_secret(path: Path) -> bytes:
                 raise StorageError(f"{path} is not a plain file")
             if status.st_mode & 0o077 and not _is_credential(path, status):
                 raise StorageError(
-                    f"{path} may be read by others (mode {stat.S_IMODE(status.st_mode):o}); chmod 600, and think of a new key"
+                    f"{path} may be read by others (mode {stat.S_IMODE(status.st_mode):o}); chmod 600, and think of a new one"
                 )
             return handle.read(MAX_FILE_BYTES)
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+        why = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror or error
+        raise StorageError(f"cannot read {path}: {why}") from error
 
 
 def keep_private(folder: Path) -> None:
