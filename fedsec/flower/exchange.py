@@ -1,7 +1,7 @@
 """Send messages, collect the replies until all are there, the deadline passes, or the run is asked to stop.
 
 1. Flower's own ``send_and_receive`` sleeps three seconds between polls on a deployed grid; this loop starts at a millisecond and
-   backs off to a quarter of a second, which costs a SuperLink nothing that can be measured.
+   backs off to a quarter of a second, which costs a SuperLink nothing that can be measured; less where the grid knows what is there (``posted``).
 2. A reply is its who was asked: one that says it is from another node that was asked, and a second reply to one message, are dropped.
    Callers go by the node in a reply, and SuperLink does not compare it with what it knows.
 3. A reply that Flower cannot put together raises in the middle of a pull, for all. Then every message is asked for by itself, and what
@@ -63,7 +63,7 @@ def exchange(
     waiting = set(asked)
     deadline = time.monotonic() + timeout_s
     replies: list[Message] = []
-    pause, longest = FIRST_POLL_S, min(LONGEST_POLL_S, getattr(grid, "longest_poll_s", LONGEST_POLL_S))
+    pause = FIRST_POLL_S
     while waiting:
         arrived, unreadable = _pull(grid, waiting)
         waiting -= unreadable
@@ -75,7 +75,7 @@ def exchange(
             raise StopRequested
         if not waiting or time.monotonic() >= deadline or waiting <= _never_answered(grid, waiting):
             break
-        pause = FIRST_POLL_S if fresh else min(pause * BACK_OFF, longest)
+        pause = FIRST_POLL_S if fresh else min(pause * BACK_OFF, LONGEST_POLL_S, getattr(grid, "longest_poll_s", LONGEST_POLL_S))
         stop.wait(min(pause, max(0.0, deadline - time.monotonic())))
     return replies
 

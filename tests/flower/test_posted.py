@@ -75,6 +75,17 @@ def test_without_a_gateway_it_is_the_inner_grid(grid):
     assert grid.push_messages([]) == []
 
 
+def test_the_superlink_is_not_asked_fifty_times_a_second_where_there_are_no_hints(tmp_path, grid):
+    """Another Unix user's folder, or no gateway: then every pull is a call."""
+    assert grid.longest_poll_s > 1
+    Postbox(tmp_path)
+    grid.pull_messages(IDS)
+    assert grid.longest_poll_s == posted.POLL_S
+    (tmp_path / "answered").unlink()
+    grid.pull_messages(IDS)
+    assert grid.longest_poll_s > 1
+
+
 def test_a_push_wakes_the_gateway_and_nothing_else_does(tmp_path, grid):
     box = Postbox(tmp_path)
     grid.pull_messages(IDS)
