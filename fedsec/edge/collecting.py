@@ -64,6 +64,7 @@ class Collection:
         written: files that this process wrote and checked, as they were then.
         taken: bytes in files.
         done: it went through.
+        forgotten: nothing of it is kept in memory any more.
         lock: held while it goes through.
     """
 
@@ -76,6 +77,7 @@ class Collection:
     written: dict[str, Signature] = field(default_factory=dict)
     taken: int = 0
     done: bool = False
+    forgotten: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -180,9 +182,11 @@ class Collector:
         shutil.rmtree(one.folder, ignore_errors=True)
 
     def _forget_contents(self, one: Collection) -> None:
-        self._memory -= sum(map(len, one.memory.values()))
-        one.memory.clear()
-        one.written.clear()
+        with self._lock:  # threads may be taking objects of it at this moment
+            one.forgotten = True
+            self._memory -= sum(map(len, one.memory.values()))
+            one.memory.clear()
+            one.written.clear()
 
     def find(self, node_id: int, session_id: str, run_id: int, object_id: str) -> Collection:
         """The reply that an object is of.
@@ -211,7 +215,7 @@ class Collector:
                 if object_id in found.kinds:  # the same object came twice at the same time
                     return
                 found.taken += len(content)
-                if self._memory + len(content) <= MAX_MEMORY_BYTES:
+                if not found.forgotten and self._memory + len(content) <= MAX_MEMORY_BYTES:
                     found.memory[object_id] = content
                     self._memory += len(content)
                 found.kinds[object_id] = kind

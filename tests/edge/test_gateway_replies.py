@@ -900,6 +900,22 @@ class TestDisk:
             with pytest.raises(Refused):
                 Deliveries(delivered).check_message(number, 1, "asked")
 
+    def test_a_reply_that_is_forgotten_while_an_object_is_written_leaves_no_bytes_counted(self, tmp_path):
+        """Otherwise each such reply takes a piece of the memory that all nodes share, for good."""
+        reply = LabReply(7)
+        collector = Collector(tmp_path, node_bytes=1 << 20)
+        found = collector.announce(7, reply.announcement())
+        write, name = collector._write, next(iter(reply.objects))
+
+        def forgotten_meanwhile(*arguments):
+            kind = write(*arguments)
+            collector.drop(found)
+            return kind
+
+        collector._write = forgotten_meanwhile
+        collector.take(7, found, name, reply.objects[name])
+        assert (collector._memory, found.memory) == (0, {})
+
     def test_many_objects_at_the_same_time_do_not_pass_the_nodes_bytes(self, tmp_path):
         """All of them were counted before any was written."""
         reply = LabReply(7, chunks=tuple(bytes([number]) * 1000 for number in range(8)))
