@@ -274,6 +274,7 @@ def test_every_container_is_closed():
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert service["init"] is True
+        assert service["logging"]["driver"] == "json-file"  # podman has no "local" and refuses the whole file for it
         assert service["pids_limit"] <= 2048
         assert not {"privileged", "cap_add", "network_mode", "pid", "ipc", "devices", "userns_mode", "env_file", "secrets"} & set(service)
         assert service["tmpfs"] == ["/tmp:size=512m,mode=1777,noexec,nosuid,nodev"]
@@ -330,3 +331,12 @@ def test_the_page_names_every_file_and_command():
         r"(?m)^(?:sudo (?:-u \S+ )?)?(?:/opt/fedsec/bin/)?fedsec ((?:unit|ca|server|client|doctor|release)\b[^#\n|>]*)", page
     ):
         assert known_to_the_command_line(shlex.split(command)) == [], command
+
+
+def test_no_other_user_is_asked_to_read_a_file_of_roots():
+    """As tried: a token or passphrase that root's shell wrote is closed to the user that ``sudo -u`` makes of the command."""
+    page = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    lines = [line for line in page.splitlines() if line.startswith("sudo -u ")]
+    assert len(lines) >= 5
+    assert [line for line in lines if re.search(r"--(token|passphrase)-file [^-]", line)] == []
+    assert page.index("install -d /etc/sysusers.d") < page.index("> /etc/sysusers.d/")  # a fresh Debian has no such folder
