@@ -151,12 +151,12 @@ def main() -> None:
     (entry,) = entry_points(group="console_scripts", name=COMMAND)
     run = entry.load()
     home = os.environ.get("FLWR_HOME") or str(Path.home() / ".flwr")
-    log = AuditLog(Path(os.environ.get("FEDSEC_HOME") or Path(home).parent) / "superlink" / REFUSALS)
+    log_file = Path(os.environ.get("FEDSEC_HOME") or Path(home).parent) / "superlink" / REFUSALS
 
     def report(why: str) -> None:
         print(f"error: {why}", file=sys.stderr)  # noqa: T201 - goes to the run's log
         with contextlib.suppress(StorageError, OSError):
-            log.write(datetime.now(UTC), "refused-app", {"reason": why})
+            AuditLog(log_file).write(datetime.now(UTC), "refused-app", {"reason": why})
 
     guard = Guard(app_files(), list(sys.path), [sys.prefix, sys.base_prefix], home, report)
     sys.addaudithook(guard.hook)
