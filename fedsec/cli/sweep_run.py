@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import fedsec
 from fedsec.cli.attack import FAILED_EXIT_CODE, STOPPED_EXIT_CODE
 from fedsec.cli.attack_run import THREADS
 from fedsec.cli.sweep_manifest import manifest_of
-from fedsec.errors import ConfigError, DecodeError
+from fedsec.errors import ConfigError, DecodeError, StorageError
 from fedsec.files import atomic_write_json
 from fedsec.plan.load import plan_to_toml
 from fedsec.plan.model import Plan
@@ -70,13 +71,13 @@ def run_sweep(base: Plan, grid: SweepGrid, plans: Mapping[Point, Plan], order: S
     if warning := facts.get("warning"):
         print(f"warning: {warning}", file=sys.stderr)
     stop, failures = Stop(), list[tuple[str, str]]()
-    with opened.lock(), stop.on_signals():
+    with _said_on_a_full_disk(failures), opened.lock(), stop.on_signals():
         known = {**opened.rows(), **opened.audits()}
         left = [task for task, key in keys.items() if key not in known]
         if left:
             (opened.path / "report.html").unlink(missing_ok=True)  # a page is never older than its rows
             atomic_write_json(opened.path / "manifest.json", manifest_of(opened.manifest(), facts, order.command, grid))
-            failures = _run_left(opened, base, grid, plans, keys, left, order, stop)
+            failures += _run_left(opened, base, grid, plans, keys, left, order, stop)
             opened.save_failures(failures)
         report = write_report(opened.path)
     if order.as_json:
@@ -87,6 +88,19 @@ def run_sweep(base: Plan, grid: SweepGrid, plans: Mapping[Point, Plan], order: S
     if report.is_whole:
         return 0
     return STOPPED_EXIT_CODE if stop.asked else FAILED_EXIT_CODE
+
+
+@contextlib.contextmanager
+def _said_on_a_full_disk(failures: Sequence[tuple[str, str]]) -> Iterator[None]:
+    """Where there is no room, say what to do, and what failed before: the list of failures may be what could not be written."""
+    try:
+        yield
+    except StorageError as error:
+        if getattr(error.__cause__, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        for name, fault in failures:
+            print(f"failed twice: {name}: {text.printable((fault.splitlines() or [''])[-1], 200)}", file=sys.stderr)
+        raise StorageError(f"{error}; make room and give the same command again: it goes on, finished runs are kept") from error.__cause__
 
 
 # --- Before anything is written -------------------------------------------------------------------------------------------------

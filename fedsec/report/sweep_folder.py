@@ -20,6 +20,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -196,7 +197,7 @@ def _append(path: Path, content: Mapping[str, Any]) -> None:
             os.ftruncate(descriptor, end)
             if os.pwrite(descriptor, line, end) != len(line):
                 os.ftruncate(descriptor, end)
-                raise OSError("no room for a whole line")
+                raise OSError(errno.ENOSPC, "no room for a whole line")
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

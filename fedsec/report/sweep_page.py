@@ -25,7 +25,7 @@ from fedsec.report.sweep_inversion import table_lines
 from fedsec.report.sweep_pictures import Picture
 from fedsec.report.sweep_rows import AuditRow, UtilityRow
 from fedsec.report.sweep_settings import assumptions, settings
-from fedsec.report.sweep_summary import Figure, Slice, SweepSummary
+from fedsec.report.sweep_summary import Figure, Series, Slice, SweepSummary
 from fedsec.report.sweep_verdict import Recommendation, best_guess, points
 from fedsec.report.sweep_words import paragraphs, partial_notice, short_answer, with_interval
 
@@ -104,6 +104,11 @@ def _context(summary: SweepSummary, audits: SweepAudits, recommendation: Recomme
         "epsilons": [epsilon_name(epsilon) for epsilon in summary.grid.epsilons],
         "classes": _slices(summary, summary.classes()),
         "sites": _slices(summary, summary.sites()),
+        "other_sites": [
+            (series_name(series), _slices(summary, summary.sites(), series))
+            for series in summary.series[1:]
+            if summary.has_lasting_sites and series[1].kind == "all"
+        ],
         "sizes": _slices(summary, summary.sizes()) if summary.has_lasting_sites else [],
         "lasting": summary.has_lasting_sites,
         "audits": [_audit(found) for found in audits.results],
@@ -183,12 +188,12 @@ def _rules(recommendation: Recommendation) -> list[dict[str, Any]]:
     ]
 
 
-def _slices(summary: SweepSummary, slices: Sequence[Slice]) -> list[dict[str, Any]]:
-    """A line each: its figure at every ε, and what the smallest ε costs it, those that lose most first."""
-    lines = []
+def _slices(summary: SweepSummary, slices: Sequence[Slice], series: Series | None = None) -> list[dict[str, Any]]:
+    """A line each: its figure at every ε, and what the smallest ε costs it, those that lose most first. Of a site that lasts also what needs no federation."""
+    lines, of = [], series or summary.main
     for part in slices:
-        figures = [summary.figure(summary.main, epsilon, part.read) for epsilon in summary.grid.epsilons]
-        price = summary.price(summary.main, summary.finite[0], part.read) if summary.finite else None
+        figures = [summary.figure(of, epsilon, part.read) for epsilon in summary.grid.epsilons]
+        price = summary.price(of, summary.finite[0], part.read) if summary.finite else None
         cells = [
             {"shown": text.percent(figure.mean), "range": _range(figure), "rows": " ".join(_links(figure.digests))}
             if figure
@@ -196,13 +201,31 @@ def _slices(summary: SweepSummary, slices: Sequence[Slice]) -> list[dict[str, An
             for figure in figures
         ]
         lines.append(
-            {"name": part.name, "tests": part.tests, "cells": cells, "price": _price(price), "order": price.mean if price else -math.inf}
+            {
+                "name": part.name,
+                "tests": part.tests,
+                "cells": cells,
+                "price": _price(price),
+                "order": price.mean if price else -math.inf,
+                **_without_federation(summary, part),
+            }
         )
     return (
         sorted(lines, key=lambda line: -line["order"])
         if summary.has_lasting_sites or all(part.kind == "class" for part in slices)
         else lines
     )
+
+
+def _without_federation(summary: SweepSummary, part: Slice) -> dict[str, str]:
+    """What a lasting site reaches with its own records alone, and by naming its own commonest class; empty for other slices."""
+    rows = summary.at(summary.main, None)
+    site = (
+        next((one for one in rows[0].sites if one.name == part.name), None) if part.kind == "site" and summary.has_lasting_sites else None
+    )
+    if site is None:
+        return {"alone": "", "commonest": ""}
+    return {"alone": text.percent(site.local) if site.local is not None else "", "commonest": text.percent(site.majority)}
 
 
 def _range(figure: Figure) -> str:

@@ -127,9 +127,13 @@ class SweepSummary:
         return bool(found) and all(row.personal_mean is not None for row in found)
 
     def merit(self, row: UtilityRow) -> float:
-        """The figure of merit: test accuracy, or the mean over the sites with their own parameters where there are any; 0 if diverged."""
-        value = row.personal_mean if self.is_personal else row.accuracy
-        return 0.0 if value is None or math.isnan(value) else value
+        """The figure of merit: test accuracy, or the mean over the sites where they have parameters of their own; 0 if diverged.
+
+        A series without such parameters beside one with them is measured alike: the shared model at each site, each site counting the same.
+        """
+        if self.is_personal and row.sites:
+            return _known(statistics.fmean(_site_figure(site, is_personal=True) for site in row.sites))
+        return _known(row.accuracy)
 
     def at(self, series: Series, epsilon: float | None) -> list[UtilityRow]:
         """Rows of one epsilon of a series, by seed; with None of all its epsilons."""

@@ -5,7 +5,8 @@ An epsilon passes if all of these hold:
 1. the accuracy's 95 % interval lies above always naming the commonest class;
 2. privacy costs at most :data:`MOST_COST` of accuracy, on average over seeds, against the same runs without privacy;
 3. no class loses more than :data:`MOST_SLICE` of its recall, on average over seeds;
-4. no audit refuted the claim, and in every seed the audit caught its controls; without audits this is not known and not held against it.
+4. no audit refuted the claim, and in every seed the audit caught its controls; without audits this is not known and not held against it;
+5. where natural sites were also measured alone, the interval lies above the mean of what each reaches with its own records: otherwise nobody needs the federation.
 
 The smallest epsilon that passes is recommended: it protects most. There is no recommendation from a sweep that is not whole, has under three seeds
 or has no run without privacy, nor where no epsilon passes.
@@ -120,6 +121,7 @@ def _verdict(summary: SweepSummary, audits: SweepAudits, epsilon: float) -> Verd
         _cost(price),
         _classes(summary, epsilon),
         _audit(audits, epsilon),
+        *_above_alone(summary, accuracy),
     )
     return Verdict(epsilon=epsilon, accuracy=accuracy, price=price, checks=checks)
 
@@ -131,6 +133,18 @@ def _above_majority(summary: SweepSummary, accuracy: Figure | None) -> Check:
     return Check(
         rule=rule, passed=accuracy.low > majority.mean, why=f"at least {text.percent(accuracy.low)} against {text.percent(majority.mean)}"
     )
+
+
+def _above_alone(summary: SweepSummary, accuracy: Figure | None) -> list[Check]:
+    """Nothing where sites were not measured alone."""
+    rule, alone = "better than each site alone", summary.alone
+    if alone is None:
+        return []
+    if accuracy is None or accuracy.low is None:
+        return [Check(rule=rule, passed=None, why="no interval")]
+    return [
+        Check(rule=rule, passed=accuracy.low > alone.mean, why=f"at least {text.percent(accuracy.low)} against {text.percent(alone.mean)}")
+    ]
 
 
 def _cost(price: Figure | None) -> Check:

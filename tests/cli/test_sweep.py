@@ -5,10 +5,12 @@ was made for exactly these settings. The last tests run the real one.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -357,6 +359,58 @@ def test_a_full_disk_ends_the_sweep_with_whole_rows_and_no_page(small, tmp_path,
     assert "No space left" in str(done.exception)
     assert not (tmp_path / "s" / "report.html").exists()
     assert len((tmp_path / "s" / "rows.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """``small_disk(size)`` mounts a file system of this size, or gives the one that is there more room; its folder."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size):
+        how = ["-o", f"remount,size={size}"] if os.path.ismount(folder) else ["-t", "tmpfs", "-o", f"size={size}", "tmpfs"]
+        done = subprocess.run(["mount", *how, str(folder)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no small file system can be mounted here: {done.stderr.strip()}")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", str(folder)], capture_output=True, check=False)
+
+
+@pytest.mark.parametrize(("size", "rows"), [("16k", range(1, 9)), ("48k", range(9, 10))])
+def test_on_a_disk_that_is_really_full_rows_are_whole_there_is_no_page_and_more_room_mends_it(small, small_disk, tmp_path, size, rows):
+    """A file system of 16 kB has no room for all rows, one of 48 kB none for the page."""
+    out = small_disk(size) / "s"
+    done = sweep(*TWO, "--out", str(out))
+    assert isinstance(done.exception, StorageError), done.output
+    assert re.search("No space left on device|no room for a whole line", str(done.exception))
+    assert "make room and give the same command again: it goes on, finished runs are kept" in str(done.exception)
+    content = (out / "rows.jsonl").read_bytes()
+    kept = len(content.splitlines())
+    assert kept in rows
+    assert content.endswith(b"\n")
+    assert all(json.loads(line)["digest"] for line in content.splitlines())
+    assert not (out / "report.html").exists()
+    before = len(small())
+    small_disk("2m")
+    done = sweep(*TWO, "--out", str(out))
+    assert done.exit_code == 0, done.output
+    assert len(small()) == before + 9 - kept
+    assert "PARTIAL" not in (out / "report.html").read_text()
+
+
+def test_runs_that_fail_for_want_of_room_are_named_though_their_list_cannot_be_written(small, tmp_path, monkeypatch):
+    from fedsec.report import sweep_folder
+
+    def full(*_):
+        raise StorageError("cannot write failures.json: No space left on device") from OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("FAIL", "run")
+    monkeypatch.setattr(sweep_folder.SweepFolder, "save_failures", full)
+    done = sweep("--epsilon", "1", "--seeds", "1", "--audit", "none", "--out", str(tmp_path / "s"))
+    assert "make room" in str(done.exception)
+    assert "failed twice: ε = 1, seed 1: exit code 7: error: <b>no memory</b>" in done.stderr
 
 
 # --- fedsec report --------------------------------------------------------------------------------------------------------------

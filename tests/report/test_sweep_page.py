@@ -292,6 +292,44 @@ def test_what_each_site_reaches_alone_stands_beside_the_federation(sweeps):
     assert "each site alone" not in page_of(sweeps, grid, sweeps.rows(grid))[0]
 
 
+def test_a_federation_that_is_no_better_than_each_site_alone_is_not_recommended(sweeps):
+    """Three hospitals reach 85 % each by themselves: what ε = 1 reaches (80 %) is not worth its price, however little privacy costs."""
+    grid = sweeps.grid()
+
+    def alone(local):
+        cheap = {1.0: 0.80, 8.0: 0.84, math.inf: 0.84}
+        return [
+            replace(row, accuracy=cheap[row.target], recall=(0.8, 0.8, 0.8), sites=tuple(replace(site, local=local) for site in row.sites))
+            for row in sweeps.rows(grid)
+        ]
+
+    assert page_of(sweeps, grid, alone(0.7))[1].epsilon == 1.0
+    html, verdict, _ = page_of(sweeps, grid, alone(0.82))
+    assert verdict.epsilon == 8.0
+    assert "better than each site alone (at least 80.0% against 82.0%)" in words_of(html)
+    assert page_of(sweeps, grid, alone(0.85))[1].epsilon is None
+
+
+def test_a_series_without_personal_parameters_beside_one_with_them_is_measured_alike(sweeps):
+    """One intercept for all beside intercepts of their own: each hospital counts the same in both, and each has its line in both."""
+    grid = sweeps.grid(varied=(("model.personal", ('["bias"]', "[]")),))
+    rows = []
+    for row in sweeps.rows(grid):
+        own = row.varied["model.personal"] != "[]"
+        sites = tuple(
+            replace(site, name=f"H{i}", train=50, accuracy=0.6 + 0.01 * i, personal=0.8 if own else None)
+            for i, site in enumerate(row.sites)
+        )
+        rows.append(replace(row, sites=sites))
+    html, _, summary = page_of(sweeps, grid, rows)
+    own, shared = summary.series
+    assert summary.figure(own, 8.0).mean == pytest.approx(0.8)
+    assert summary.figure(shared, 8.0).mean == pytest.approx(0.635)  # mean of .60 to .67, and not the share of all test records
+    tables = html.partition('id="sites"')[2].partition('id="audits"')[0]
+    assert tables.count(">H3</th>") == 2
+    assert "63.0%" in tables
+
+
 # --- Hostile words, and the page itself -----------------------------------------------------------------------------------------
 
 
