@@ -36,6 +36,15 @@ def test_every_audited_bound_lies_under_its_claim(report):
         assert found.result.lower_bound <= found.result.audited.epsilon
 
 
+def test_updates_in_clear_are_copied_and_under_noise_nothing_can_be_seen(report):
+    """Gradient inversion on the committed sweep: exact without privacy, at most a fifth of a decibel over the mean picture with it."""
+    pictures = report.audits.pictures.report
+    best = {(line.sees, line.epsilon): line for line in pictures.strongest()}
+    assert best["update", float("inf")].mean == 100.0
+    assert best["sum", float("inf")].mean > pictures.blind.mean + 4.0
+    assert max(line.mean for (sees, epsilon), line in best.items() if sees != "nothing" and epsilon <= 8) < pictures.blind.mean + 0.3
+
+
 def test_the_readme_says_what_the_rows_say(report):
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     told = report.to_json()
