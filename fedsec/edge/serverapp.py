@@ -6,7 +6,10 @@
    submitted ends as a failed run that says why; not a line of it was run.
 2. The check is an audit hook: it cannot be removed, and it sees each module before its first line runs, whoever asked for it.
 3. Which plan the app runs, and where, ``server/setup.py`` decides: on such a host only what lies in the server's home.
-4. The task's token is wiped from the command line, as the client's is.
+4. Flower's installer makes the app's folder by the version that the bundle says, ``1/../../../../runs/x`` say: with that, a bundle could put a
+   plan of its own where only ``fedsec run`` puts one. So no folder is made by a path that goes up from
+   within Flower's home.
+5. The task's token is wiped from the command line, as the client's is.
 
 Source: decision 0015, finding 14; PEP 578.
 """
@@ -40,6 +43,7 @@ REFUSALS = "refused-apps.jsonl"
 
 _EVENTS = frozenset({"import", "exec", "compile"})
 """``import`` statements, and loading of extensions; and each module's own code, which ``importlib.import_module`` gets to without the first."""
+_MAKES_FOLDER = "os.mkdir"
 
 
 def check_app_folder(folder: Path, expected: Mapping[str, bytes]) -> None:
@@ -83,6 +87,8 @@ class Guard:
 
     def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         """See ``sys.addaudithook``."""
+        if event == _MAKES_FOLDER:
+            self._check_way(os.fsdecode(arguments[0]))
         if event not in _EVENTS or getattr(self._here, "checking", False):
             return
         places = arguments[2] if event == "import" and arguments[2] is not None else sys.path
@@ -93,6 +99,14 @@ class Guard:
                     self.check(str(place))
         finally:
             self._here.checking = False
+
+    def _check_way(self, path: str) -> None:
+        parts = Path(path).parts
+        from_where = [Path(os.path.realpath(Path(*parts[:place]))) for place, part in enumerate(parts) if part == os.path.pardir]
+        if any(folder.is_relative_to(self._flower_home) for folder in from_where):  # the server's own home may be named by one
+            why = f"the app's own version, or another name in it, leads out of Flower's folder: {path[:200]!r}"
+            self._report(f"refused to unpack an app: {why}")
+            raise AdmissionError(f"this host runs the installed app only, submitted with fedsec run: {why}")
 
     def check(self, place: str) -> None:
         """Refuse a place that is neither of this installation nor the app.

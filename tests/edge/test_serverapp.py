@@ -2,6 +2,7 @@
 
 import os
 import py_compile
+import re
 import subprocess
 import sys
 import threading
@@ -100,6 +101,37 @@ def test_a_cache_of_byte_code_beside_the_app_is_not_read_as_a_module_of_its_own(
     (app / "__pycache__").mkdir()
     (app / "__pycache__" / "numpy.py").write_text("print('mine')\n")
     assert load(app).stdout.splitlines() == [f"loaded {app}/server/app.py"]
+
+
+INSTALL = """
+import os, sys
+from pathlib import Path
+from fedsec.edge.appfolder import app_files
+from fedsec.edge.serverapp import Guard
+from flwr.cli.install import install_from_fab
+sys.addaudithook(Guard(app_files(), list(sys.path), [sys.prefix, sys.base_prefix], os.environ["FLWR_HOME"], lambda why: print("reported:", why)).hook)
+install_from_fab(Path(sys.argv[1]).read_bytes(), skip_prompt=True)
+"""
+
+
+@pytest.mark.parametrize(("version", "lands"), [("1/../../../../runs/x", False), ("1", True)])
+@pytest.mark.parametrize("home", ["home", "runs/../home"])
+def test_a_bundle_whose_version_is_a_path_puts_no_plan_into_the_folder_of_runs(tmp_path, version, lands, home):
+    """Flower's installer joins the version to its folder as it is; a plan in ``runs`` names code, and would count as the operator's own."""
+    source, flower_home = write_app_folder(tmp_path / "fedsec"), tmp_path / home / "superlink" / "flwr"
+    project = (source / "pyproject.toml").read_text()
+    (source / "pyproject.toml").write_text(re.sub(r'^version = ".*"$', f'version = "{version}"', project, count=1, flags=re.MULTILINE))
+    (tmp_path / "runs").mkdir()
+    flower_home.mkdir(parents=True)
+    (tmp_path / "home" / "runs").mkdir()
+    (tmp_path / "evil.bin").write_bytes(build_fab_from_disk(source))
+    command = [sys.executable, "-P", "-c", INSTALL, str(tmp_path / "evil.bin")]
+    environment = {**os.environ, "FLWR_HOME": str(flower_home)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60, check=False)
+    assert (done.returncode == 0) is lands, done.stderr
+    assert lands or "reported: refused to unpack an app" in done.stdout
+    assert not list((tmp_path / "home" / "runs").iterdir())
+    assert bool(list(flower_home.glob("apps/*"))) is lands
 
 
 def test_every_thread_and_every_later_place_is_looked_at(tmp_path):
