@@ -255,7 +255,7 @@ def _recommended(summary: SweepSummary, recommendation: Recommendation) -> Said:
         why_not = f" ε = {last.epsilon:g} would protect more, but fails: {'; '.join(failed)}."
     audited = chosen.checks[3].passed
     audit = "" if audited else " It has not been audited."
-    cost = f"it costs {points(chosen.price.mean)}{_spread(chosen.price)} of accuracy" if chosen.price is not None else ""
+    cost = _cost_of(chosen.price) if chosen.price is not None else ""
     delta = next((row.delta for row in summary.at(summary.main, chosen.epsilon) if row.delta is not None), 0.0)
     if chosen.price is not None and chosen.price.half_width is not None and chosen.price.mean + chosen.price.half_width > MOST_COST:
         cost += f", and these seeds do not rule out {points(chosen.price.mean + chosen.price.half_width)}"
@@ -267,6 +267,19 @@ def _recommended(summary: SweepSummary, recommendation: Recommendation) -> Said:
         source=RULES,
         digests=_rows([figure for figure in (chosen.accuracy, chosen.price) if figure is not None]),
     )
+
+
+def _cost_of(price: Figure) -> str:
+    """In words; a cost below zero is a gain, which short training and clipping can give on few records.
+
+    >>> _cost_of(Figure(values=(0.02, 0.04), rows=()))
+    'it costs 3.0 points of accuracy'
+    >>> _cost_of(Figure(values=(-0.01, -0.03), rows=()))
+    'it costs no accuracy here: with privacy the model is right more often, by 2.0 points'
+    """
+    if price.mean < 0:
+        return f"it costs no accuracy here: with privacy the model is right more often, by {points(-price.mean)}{_spread(price)}"
+    return f"it costs {points(price.mean)}{_spread(price)} of accuracy"
 
 
 def _nearest(recommendation: Recommendation) -> str:
