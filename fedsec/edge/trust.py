@@ -214,16 +214,24 @@ class Trust:
             accepted = newer_statement(data, root_der=identity.root_der, federation=self._federation, known=identity.accepted)
         else:
             accepted = keep_statement(self._home / "identity", data, root_der=identity.root_der, federation=self._federation)
-        self._remembered.clear()
-        self._replace(identity=replace(identity, accepted=accepted), statement=data)
+        self._use(replace(identity, accepted=accepted), data)
 
     def _reload_identity(self) -> None:
         identity = self._load_identity()
         if identity != self.standing.identity:
             if identity.root_der != self.standing.identity.root_der:
                 raise CertificateError("the identity has another root; the gateway goes on with the old one until it is started again")
-            self._remembered.clear()
-            self._replace(identity=identity, statement=read_statement(self._home / "identity"))
+            self._use(identity, read_statement(self._home / "identity"))
+
+    def _use(self, identity: Identity, statement: bytes) -> None:
+        """Go by an identity and what the root says. Of a new statement the lists are not read yet: the old key may have signed them."""
+        lists: dict[str, object] = {}
+        if identity.accepted != self.standing.identity.accepted:
+            lists = {"crl": None, "crl_der": b""}
+            for what in ("revocation list", "list of clients"):
+                self._marks.pop(what, None)
+        self._remembered.clear()
+        self._replace(identity=identity, statement=statement, **lists)
 
     def _reload_crl(self) -> None:
         identity, der = self.standing.identity, _read(self._home / "federation" / "crl.der", MAX_CRL_BYTES)

@@ -143,6 +143,27 @@ def test_a_gateway_lets_nobody_pass_below_a_void_intermediate_and_everybody_who_
     assert trust.check_caller(world.fresh.issue_node("node-a", Signer.generate().public_key, site="basel", now=now()).certificate_der)
 
 
+def test_a_running_gateway_forgets_the_list_that_the_old_key_signed(rekeyed):
+    """The thief's list revokes nobody and is good for days: the gateway read it before the statement came, and must not go on with it."""
+    world, lab = rekeyed, rekeyed.lab
+    (lab.home / "federation" / "crl.der").write_bytes(make_crl(world.old, [], number=99, now=now()))
+    trust = world.trust()
+    assert trust.standing.crl.number == 99
+    world.offer(world.statement())
+    world.move(lab.home / "identity")
+    trust.reload()
+    node = world.fresh.issue_node("node-a", Signer.generate().public_key, site="basel", now=now()).certificate_der
+    with pytest.raises(Refused) as caught:
+        trust.check_caller(node)
+    assert (caught.value.reason, trust.can_serve(), trust.standing.crl_der) == (Reason.NO_REVOCATION_LIST, False, b"")
+    (lab.home / "federation" / "crl.der").write_bytes(make_crl(world.fresh, [], number=100, now=now()))
+    trust.reload()
+    assert trust.check_caller(node)
+    world.offer(world.statement(2))  # what the root still stands by needs no new list
+    trust.reload()
+    assert trust.check_caller(node)
+
+
 def test_a_gateway_goes_by_no_older_other_or_forged_statement_and_remembers_after_a_restart(rekeyed):
     world, faults = rekeyed, []
     world.offer(world.statement(2))
