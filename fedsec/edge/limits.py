@@ -174,7 +174,9 @@ class Limiter:
         if account.held > SMALL_BYTES and account.held + size > limits.inflight_bytes // SHARES:  # one large body may always come
             raise Refused(Reason.BUSY, f"this client's bodies hold {account.held} bytes; wait for one to end")
         if self.held_bytes + size > limits.inflight_bytes:
-            self.coming.let_slowest_go(now)  # its bytes are free in a moment, when this one comes back
+            # Its bytes are free in a moment, when this one comes back; a burst of announcements ends no more bodies than it has use for.
+            if self.held_bytes - self.coming.leaving_bytes + size > limits.inflight_bytes:
+                self.coming.let_slowest_go(now)
             raise Refused(Reason.BUSY, "the gateway holds as many bytes as it may; try again in a few seconds")
 
     def release(self, client: bytes, size: int) -> None:

@@ -99,6 +99,12 @@ class Coming:
 
     def __init__(self) -> None:
         self._readers: set[PacedReader] = set()
+        self._leaving: set[PacedReader] = set()
+
+    @property
+    def leaving_bytes(self) -> int:
+        """Of bodies that were let go, and whose calls have not ended yet."""
+        return sum(reader.pace.size for reader in self._leaving)
 
     def add(self, reader: PacedReader) -> None:
         """A body begins; :meth:`remove` must follow."""
@@ -107,6 +113,7 @@ class Coming:
     def remove(self, reader: PacedReader) -> None:
         """It came, or it ended."""
         self._readers.discard(reader)
+        self._leaving.discard(reader)
 
     def let_slowest_go(self, now: float) -> bool:
         """Make room; False: none is slow."""
@@ -114,6 +121,7 @@ class Coming:
         if slowest is None or slowest.pace.rate(now) >= CONTENDED_BYTES_PER_S:
             return False
         self._readers.discard(slowest)
+        self._leaving.add(slowest)
         slowest.let_go()
         return True
 

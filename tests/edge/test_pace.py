@@ -114,3 +114,41 @@ def test_what_was_let_go_reads_no_more():
     reader.let_go()
     with pytest.raises(Refused, match="came the slowest"):
         asyncio.run(reader.read())
+
+
+def test_a_burst_of_announcements_ends_no_more_bodies_than_one_of_them_needs():
+    """An insider announces a small body sixteen times at once while the room is full; the calls that are let go have not ended yet."""
+
+    async def story():
+        loop = asyncio.get_running_loop()
+        limiter, ended = Limiter(Limits(inflight_bytes=4 * MIB)), []
+
+        async def upload(number):
+            reader = PacedReader(SimpleNamespace(read=lambda: asyncio.sleep(60)), pace(begun=loop.time() - 20.0, size=MIB), 60.0, loop.time)
+            reader.pace.came = (number + 2) * MIB
+            limiter.hold(bytes([number]), MIB, 0.0)
+            limiter.coming.add(reader)
+            try:
+                await reader.read()
+            except Refused:
+                ended.append(number)
+            finally:
+                limiter.coming.remove(reader)
+                limiter.release(bytes([number]), MIB)
+
+        uploads = [asyncio.create_task(upload(number)) for number in range(4)]
+        await asyncio.sleep(0)
+        for _ in range(16):
+            with pytest.raises(Refused):
+                limiter.hold(b"evil", MIB // 2, loop.time())
+        await asyncio.sleep(0.05)
+        assert (ended, limiter.held_bytes, limiter.coming.leaving_bytes) == ([0], 3 * MIB, 0)
+        limiter.hold(b"next", MIB // 2, loop.time())
+        with pytest.raises(Refused):  # full once more: the next in the row goes
+            limiter.hold(b"evil", MIB, loop.time())
+        await asyncio.sleep(0.05)
+        assert ended == [0, 1]
+        for one in uploads:
+            one.cancel()
+
+    asyncio.run(story())
