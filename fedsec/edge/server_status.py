@@ -50,18 +50,21 @@ def read_status(settings: ServerSettings, *, now: datetime | None = None) -> dic
 
 def _lists(settings: ServerSettings, now: datetime, faults: list[str]) -> dict[str, Any]:
     """The identity and the CA's lists, verified as the gateway does; nothing is written."""
+    told: list[tuple[str, FedsecError]] = []
     try:
         trust = Trust(
             settings.home,
             federation=settings.federation,
             server_name=settings.name,
             clock=lambda: now,
-            on_fault=lambda what, error: faults.append(f"{what}: {error}"),
+            on_fault=lambda what, error: told.append((what, error)),
             read_only=True,
         )
     except FedsecError as error:
         faults.append(str(error))
         return {"certificate": None, "revocation_list": None, "roster": None}
+    nobody = not (settings.home / "federation" / "roster.json").exists() and trust.floors["roster_version"] == 0
+    faults += [f"{what}: {error}" for what, error in told if not (nobody and what == "list of clients")]  # a state: nobody enrolled yet
     standing = trust.standing
     identity, crl, roster = standing.identity, standing.crl, standing.roster
     if not identity.not_before <= now <= identity.not_after:
@@ -109,7 +112,7 @@ def describe(facts: dict[str, Any]) -> list[str]:
         f"  revocation list: number {crl['number']}, {crl['revoked']} revoked, until {crl['next_update']}"
         if crl
         else "  revocation list: none",
-        f"  list of clients: version {roster['version']}, {roster['clients']} clients" if roster else "  list of clients: none",
+        f"  list of clients: version {roster['version']}, {roster['clients']} clients" if roster else "  list of clients: none yet",
         f"  nodes: {', '.join(facts['nodes'].values()) or 'none'}",
     ]
     return [*lines, *(f"fault: {fault}" for fault in facts["faults"])]

@@ -29,6 +29,7 @@ from fedsec.edge.refusal import Reason, Refused
 from fedsec.edge.registration import Registry, members_of, read_nodes
 from fedsec.edge.releases import MAX_TOTAL_BYTES, Releases
 from fedsec.edge.server_settings import TEMPLATE, load_server_settings, parse_server_settings, server_home, write_ca_settings
+from fedsec.edge.server_status import describe, read_status
 from fedsec.edge.trust import Trust
 from fedsec.errors import CertificateError, ConfigError, StorageError
 from fedsec.identity.revocation import make_crl
@@ -166,6 +167,21 @@ class TestCommands:
         assert facts["roster"]["clients"] == 2
         assert sorted(path.name for path in lab.home.rglob("*")) == before  # it only looks
         assert "superlink: down" in self.run("status", "--home", lab.home).stdout
+
+    def test_a_server_to_which_nobody_enrolled_is_no_sick_one(self, tmp_path):
+        """There is no list before the first client: a state. A list that was there once and is gone, or a revocation list, is a fault."""
+        lab = Lab(tmp_path)
+        for name in ("roster.json", "roster.signature"):
+            (lab.home / "federation" / name).unlink()
+        facts = read_status(load_server_settings(lab.home))
+        assert [fault for fault in facts["faults"] if "does not listen" not in fault] == []
+        assert "  list of clients: none yet" in describe(facts)
+        (lab.home / "gateway").mkdir(exist_ok=True)
+        (lab.home / "gateway" / "floors.json").write_text('{"crl_number": 1, "roster_version": 1}')
+        assert any("list of clients" in fault for fault in read_status(load_server_settings(lab.home))["faults"])
+        (lab.home / "gateway" / "floors.json").unlink()
+        (lab.home / "federation" / "crl.der").unlink()
+        assert any("revocation list" in fault for fault in read_status(load_server_settings(lab.home))["faults"])
 
     @pytest.mark.parametrize("command", ["init", "enroll", "up", "renew", "status"])
     def test_help_has_an_example(self, command):
