@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -59,7 +60,29 @@ def _home(given: Path | None) -> Path:
             f"{home} is not the home of a server: it has no list of clients",
             mend="run this where fedsec server up runs, or set FEDSEC_HOME",
         )
+    _check_user(home)
     return home
+
+
+def _check_user(home: Path) -> None:
+    """Refuse to make a run as root where the ServerApp is another user, which then could not write in its folder."""
+    import os
+    import pwd
+
+    from fedsec.errors import ConfigError
+
+    with contextlib.suppress(FileNotFoundError):
+        owner = (home / "runs").stat().st_uid
+        if os.geteuid() == 0 and owner != 0:
+            try:
+                name = pwd.getpwuid(owner).pw_name
+            except KeyError:
+                name = f"#{owner}"
+            raise ConfigError(
+                f"runs here are {name}'s, which could not write what root makes",
+                file=str(home / "runs"),
+                mend=f"sudo -u {name} fedsec run …",
+            )
 
 
 def _new(home: Path, path: Path | None) -> tuple[RunFolder, Plan]:

@@ -143,12 +143,13 @@ def up(home: Path | None = HOME, passphrase_file: Path | None = PASSPHRASE) -> N
     """Start the SuperLink on loopback, SuperExec and the gateway; keep them running until told to end."""
     import logging
 
-    from fedsec.edge.server_settings import load_server_settings, server_home
+    from fedsec.edge.server_settings import UserSettings, load_server_settings, server_home
     from fedsec.edge.superlink import run_server
     from fedsec.identity.folder import keep_private, load_identity, use_passphrase_file
 
     settings = load_server_settings(server_home(home))
-    keep_private(settings.home)
+    if settings.users == UserSettings():
+        keep_private(settings.home)  # with [users] it is root's, and theirs to pass through
     use_passphrase_file(passphrase_file)  # the gateway and the ServerApp find its path in their environment
     load_identity(settings.home / "identity")  # says at once that there is none
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")

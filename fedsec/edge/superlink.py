@@ -20,7 +20,6 @@ import contextlib
 import logging
 import logging.handlers
 import os
-import pwd
 import secrets
 import shlex
 import signal
@@ -35,10 +34,12 @@ from typing import Any
 from fedsec.edge.children import bound_command
 from fedsec.edge.doctor_host import hides_processes, read_proc_options
 from fedsec.edge.loopback_tls import CA_FILE, CERTIFICATE_FILE, KEY_FILE, ensure_loopback_tls
-from fedsec.edge.server_settings import ServerSettings
+from fedsec.edge.server_settings import ServerSettings, UserSettings
+from fedsec.edge.server_users import DATABASE, STATE, SUPEREXEC_SECRET, SUPERLINK_SECRET, are_apart, check_users, hand_over, owner_of
 from fedsec.edge.serverapp import COMMAND as SERVER_APP
 from fedsec.errors import ConfigError, StorageError
 from fedsec.files import atomic_write_bytes, atomic_write_json, atomic_write_text, exclusive_lock
+from fedsec.identity.folder import PASSPHRASE_VARIABLE
 
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 30.0
@@ -104,8 +105,8 @@ def prepare_superlink(settings: ServerSettings, *, now: datetime) -> None:
     except OSError as error:
         raise StorageError(f"cannot make {folder}: {error.strerror or error}") from error
     ensure_loopback_tls(folder, now=now)
-    if not (folder / "superexec.secret").exists():
-        atomic_write_bytes(folder / "superexec.secret", secrets.token_bytes(_SECRET_BYTES), mode=0o600)
+    if not (folder / SUPEREXEC_SECRET).exists():
+        atomic_write_bytes(folder / SUPEREXEC_SECRET, secrets.token_bytes(_SECRET_BYTES), mode=0o600)
     for name in REFUSED_COMMANDS:
         text = f'#!/bin/sh\necho "{name} is not run on this host" >&2\nexit 1\n'
         atomic_write_bytes(folder / "commands" / name, text.encode("ascii"), mode=0o755, durable=False)
@@ -148,6 +149,17 @@ def server_environment(base: Mapping[str, str], settings: ServerSettings) -> dic
     }
 
 
+def environment_as(shared: Mapping[str, str], user: str, flower_home: Path) -> dict[str, str]:
+    """A child's environment where it is another user: a home folder that it can write.
+
+    Args:
+        shared: of all children.
+        user: empty: this process's.
+        flower_home: of that user.
+    """
+    return {**shared, **({"HOME": str(flower_home), "USER": user, "LOGNAME": user, "FLWR_HOME": str(flower_home)} if user else {})}
+
+
 def superlink_command(settings: ServerSettings) -> list[str]:
     """``flower-superlink`` on loopback."""
     folder = settings.home / "superlink"
@@ -160,9 +172,9 @@ def superlink_command(settings: ServerSettings) -> list[str]:
         *("--ssl-keyfile", str(folder / KEY_FILE)),
         "--enable-supernode-auth",
         *("--isolation", "process"),
-        *("--superexec-auth-secret-file", str(folder / "superexec.secret")),
+        *("--superexec-auth-secret-file", str(folder / (SUPERLINK_SECRET if are_apart(settings.users) else SUPEREXEC_SECRET))),
         "--disable-runtime-dependency-installation",
-        *("--database", str(folder / "state.db")),
+        *("--database", str((settings.home / DATABASE if settings.users != UserSettings() else folder) / STATE)),
     ]
 
 
@@ -173,7 +185,7 @@ def superexec_command(settings: ServerSettings) -> list[str]:
         stock_command("flower-superexec"),
         *("--runtime-api-address", settings.superlink_address),
         *("--root-certificates", str(folder / CA_FILE)),
-        *("--superexec-auth-secret-file", str(folder / "superexec.secret")),
+        *("--superexec-auth-secret-file", str(folder / SUPEREXEC_SECRET)),
     ]
 
 
@@ -266,25 +278,10 @@ def _identity_of(user: str) -> dict[str, Any]:
     Raises:
         ConfigError: no such user, or this process may not.
     """
-    if not user:
+    owner = owner_of(user)
+    if owner.uid == os.geteuid():
         return {}
-    try:
-        entry = pwd.getpwnam(user)
-    except KeyError:
-        raise ConfigError("there is no such Unix user", field=f"users ({user})", mend=f"useradd --system {user}, or take it out") from None
-    if os.geteuid() == entry.pw_uid:
-        return {}
-    if os.geteuid() != 0:
-        raise ConfigError(
-            "only root can start processes as other users", field=f"users ({user})", mend="start as root, or take [users] out"
-        )
-    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": os.getgrouplist(user, entry.pw_gid)}
-
-
-def check_users(settings: ServerSettings) -> None:
-    """Refuse users that cannot be become; raises as :func:`_identity_of`."""
-    for user in (settings.users.superlink, settings.users.superexec, settings.users.gateway):
-        _identity_of(user)
+    return {"user": owner.uid, "group": owner.gid, "extra_groups": os.getgrouplist(user, owner.gid)}
 
 
 def _log_writer(path: Path) -> logging.Handler:
@@ -358,9 +355,14 @@ class ServerHost:
         shared = server_environment(environment, settings)
         users = settings.users
 
+        keyless = {key: value for key, value in shared.items() if key != PASSPHRASE_VARIABLE}
+
         def service(name: str, command: list[str], user: str) -> Service:
+            stock = name == "superlink"  # needs no key of ours
+            flower_home = settings.home / DATABASE if stock else folder / "flwr"
+            environment = environment_as(keyless if stock else shared, user, flower_home)
             return Service(
-                name=name, command=command, environment=shared, log_file=folder / f"{name}.log", user=user, on_change=self.write_status
+                name=name, command=command, environment=environment, log_file=folder / f"{name}.log", user=user, on_change=self.write_status
             )
 
         self.superlink = service("superlink", superlink_command(settings), users.superlink)
@@ -428,4 +430,5 @@ def run_server(settings: ServerSettings, *, on_ready: Callable[[], None]) -> Non
     with exclusive_lock(settings.home / "server.lock", what="server host"):
         check_port_free(settings.superlink.port, "superlink.port")
         prepare_superlink(settings, now=datetime.now(UTC))
+        hand_over(settings)
         asyncio.run(ServerHost(settings, os.environ).run(on_ready))
