@@ -94,7 +94,7 @@ def declared_batch_size(plan: Plan, client: SimulatedClient | DeployedClient) ->
 
 
 @lru_cache(maxsize=2)
-def _load_source(source: str) -> Dataset:
+def load_source(source: str) -> Dataset:
     """A deployed client's records; nothing about them may decide what another record does or what the server is told.
 
     The width of the model must be declared: read off the labels, it would tell whether a record of the last class exists.
@@ -138,7 +138,7 @@ def _deployed_batch_size(client: DeployedClient, plan: Plan) -> int:
 
 
 def _deployed(client: DeployedClient, plan: Plan) -> LocalData:
-    dataset = _load_source(client.source)
+    dataset = load_source(client.source)
     declared = _deployed_batch_size(client, plan)
     return LocalData(
         x=dataset.x, y=dataset.y, x_test=dataset.x_test, y_test=dataset.y_test,

@@ -45,6 +45,10 @@ EPSILON = typer.Option(8.0, "--epsilon-cap", help="Most that may be spent on thi
 DELTA = typer.Option(1e-5, "--delta", help="The delta that the cap is stated at.")
 BATCH = typer.Option(None, "--batch-size", min=1, help="Declared batch size; the plan's if left out.", show_default=False)
 
+CHECK_SOURCE = typer.Option(
+    True, "--check-source/--no-check-source", help="Load the records once first. Leave it out where they are mounted later."
+)
+
 
 @app.command(
     epilog="Examples:  fedsec client init client-7 --server gw.hearts.example:9443 --approver ada --approver ben --approvals 2 --source mydata:load"
@@ -98,12 +102,14 @@ def enroll(
     keep_key: bool = typer.Option(False, "--keep-key", help="Get another certificate for the key that is there, after the old one ended."),
     home: Path | None = HOME,
     passphrase_file: Path | None = PASSPHRASE,
+    check: bool = CHECK_SOURCE,
     as_json: bool = JSON,
 ) -> None:
     """Make a key, get its certificate for a one-time token, and write the settings. The key never leaves this machine."""
     from fedsec.edge.agent_settings import client_home
     from fedsec.edge.agent_setup import enrol_client, write_home
     from fedsec.edge.enrolment_client import token_text
+    from fedsec.edge.source_check import check_source
     from fedsec.identity.folder import use_passphrase_file
     from fedsec.identity.tokens import read_token
 
@@ -111,6 +117,8 @@ def enroll(
     passphrase = use_passphrase_file(passphrase_file)
     text = token_text(token, token_file, sys.stdin.read)
     site = _site(server, server_name, approvers, approvals, source, epsilon_cap, delta, batch_size)
+    if check:
+        check_source(source)  # before the token is spent
     written = write_home(folder, site, client_id=read_token(text).name)
     identity = enrol_client(folder, text, address=ca, passphrase=passphrase, keep_key=keep_key)
     facts = {"home": str(folder), "written": written, "uri": identity.name.uri, "not_after": identity.not_after.isoformat()}
@@ -120,20 +128,26 @@ def enroll(
 
 
 @app.command(epilog="Examples:  fedsec client up  ·  fedsec client up --home /srv/fedsec-client")
-def up(home: Path | None = HOME, passphrase_file: Path | None = PASSPHRASE) -> None:
+def up(home: Path | None = HOME, passphrase_file: Path | None = PASSPHRASE, check: bool = CHECK_SOURCE) -> None:
     """Run this client's agent in the foreground; Ctrl-C ends it and everything that it started."""
     from fedsec.edge.agent import load_agent
     from fedsec.edge.agent_settings import client_home
+    from fedsec.edge.source_check import check_source, source_of
     from fedsec.edge.supernode import SOURCE_ONLY
     from fedsec.errors import FedsecError
     from fedsec.identity.folder import use_passphrase_file
 
     use_passphrase_file(passphrase_file)
     try:
-        load_agent(client_home(home))  # what is wrong is said here
+        settings, _ = load_agent(client_home(home))  # what is wrong is said here
     except FedsecError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
+    if check and (source := source_of(settings.client_settings)):
+        try:
+            check_source(source)
+        except FedsecError as error:  # not the end: the records may be there when a round comes
+            print(f"warning: {error}", file=sys.stderr)
     command = [*SOURCE_ONLY, "fedsec.edge.agent", *(["--home", str(home)] if home is not None else [])]
     os.execv(command[0], command)  # noqa: S606 - this process again, its code from what admission hashes
 

@@ -38,6 +38,7 @@ def doctor(
     idle: float = typer.Option(3.0, min=0.0, max=3600.0, help="Seconds that the connection is left alone, to see whether it survives."),
     timeout: float = typer.Option(5.0, min=0.1, max=120.0, help="Seconds for each step."),
     quick: bool = typer.Option(False, "--quick", help="This host and the port only."),
+    check_source: bool = typer.Option(True, "--check-source/--no-check-source", help="Load a client's records once."),
     as_json: bool = typer.Option(False, "--json", help="Print exactly one JSON object on stdout."),
 ) -> None:
     """Check this host, its certificates, and the way to the server. Ends with 1 if there is a fault. Changes nothing."""
@@ -57,6 +58,7 @@ def doctor(
         idle_s=idle,
         timeout_s=timeout,
         quick=quick,
+        check_source=check_source,
     )
     report = examine(question)
     if as_json:

@@ -19,7 +19,7 @@ from typing import Any
 import fedsec
 from fedsec.edge.agent_settings import DEFAULT_SERVER_NAME
 from fedsec.edge.doctor_certificates import Chain, Expected, examine_crl, examine_service, examine_token
-from fedsec.edge.doctor_findings import Finding, Level, finding
+from fedsec.edge.doctor_findings import Finding, Level, finding, ok
 from fedsec.edge.doctor_home import NOBODY, Home, Own, judge_ca, read_home, read_own
 from fedsec.edge.doctor_host import (
     judge_commands,
@@ -38,6 +38,7 @@ from fedsec.edge.doctor_host import (
 from fedsec.edge.doctor_judge import SessionView, judge_connection, judge_port, judge_server, judge_session, judge_tls
 from fedsec.edge.doctor_network import Address, OwnTls, TlsFacts, fetch_certificate, parse_address, probe_port, probe_session, probe_tls
 from fedsec.edge.signing import NONCE_BYTES
+from fedsec.edge.source_check import check_source, source_of
 from fedsec.errors import CertificateError, ConfigError
 from fedsec.identity.folder import KEY, make_identity
 from fedsec.identity.names import Role
@@ -45,7 +46,7 @@ from fedsec.identity.names import Role
 _LOCAL = ("settings", "versions", "commands", "host", "proxy", "disk", "folder", "key", "certificate", "issuer")
 _WAY = ("name", "port", "tls", "server-certificate", "connection")
 CHECKS: Mapping[str, tuple[str, ...]] = {
-    "client": (*_LOCAL, *_WAY, "session", "clock", "revocation", "idle"),
+    "client": (*_LOCAL, "source", *_WAY, "session", "clock", "revocation", "idle"),
     "server": (*_LOCAL, "revocation", "name", "port", "tls", "server-certificate"),
     "ca": ("settings", "versions", "disk", "folder", "key", "issuer"),
     "none": ("settings", "versions", "proxy", *_WAY),
@@ -55,7 +56,7 @@ CHECKS: Mapping[str, tuple[str, ...]] = {
 _REFUSED_BY_TLS = tuple(f"server-certificate.{what}" for what in ("another-server", "self-signed", "expired", "not-yet-valid"))
 """What keeps gRPC from connecting: a session is not tried then, it would only repeat the fault in OpenSSL's words."""
 
-_QUICK_LEAVES_OUT = ("tls", "server-certificate", "connection", "session", "clock", "revocation", "idle")
+_QUICK_LEAVES_OUT = ("source", "tls", "server-certificate", "connection", "session", "clock", "revocation", "idle")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,7 @@ class Question:
         idle_s: how long the connection is left alone.
         timeout_s: for each step.
         quick: this host and the port only, as a health check wants it.
+        check_source: whether a client's records are loaded, once.
         proc_options: mount options of /proc; None: read.
         environment: for proxy variables.
     """
@@ -83,6 +85,7 @@ class Question:
     idle_s: float = 3.0
     timeout_s: float = 5.0
     quick: bool = False
+    check_source: bool = True
     proc_options: str | None = None
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
 
@@ -144,6 +147,8 @@ def examine(question: Question) -> Report:
         found += _folder(home)
     own = _own(home, question)
     found += own.findings
+    if home.kind == "client" and question.check_source and not question.quick:
+        found += _source(home, question)
     if home.kind == "ca":
         found += judge_ca(home.path, now=question.clock())
     if home.kind == "server":
@@ -156,7 +161,8 @@ def examine(question: Question) -> Report:
         found += judge_port(str(address), probe_port(address, timeout_s=question.timeout_s))
     checks = CHECKS[home.kind]
     seen = {item.check for item in found}
-    missing = [check for check in checks if check not in seen and not (question.quick and check in _QUICK_LEAVES_OUT)]
+    left_out = (*(_QUICK_LEAVES_OUT if question.quick else ()), *(() if question.check_source else ("source",)))
+    missing = [check for check in checks if check not in seen and check not in left_out]
     return Report(home.path, home.kind, str(address) if address else None, tuple(dict.fromkeys(found)), tuple(missing))
 
 
@@ -183,6 +189,18 @@ def _own(home: Home, question: Question) -> Own:
     name = home.server_name if home.kind == "server" else None
     expected = Expected(home.role, home.federation, name)
     return read_own(home.path / "identity", expected, passphrase=question.passphrase, now=question.clock())
+
+
+def _source(home: Home, question: Question) -> list[Finding]:
+    """The site's records, loaded once as a round does."""
+    source = source_of(home.path / "settings.toml")
+    if not source:
+        return [finding("source.missing", f"{home.path / 'settings.toml'} names no source")]
+    try:
+        given = check_source(source, base=question.environment)
+    except ConfigError as error:
+        return [finding("source.unsound", f"{error}")]
+    return [ok("source", f"{source}: {given.records} records to train on, {given.test_records} to test on, {given.classes} classes")]
 
 
 def _server_lists(home: Home, own: Own, now: datetime) -> list[Finding]:

@@ -68,6 +68,8 @@ _FAULTS = {
     "certificate.wrong-federation": "enrol again with a token of this federation, or name the other home folder",
     "certificate.unsound": "enrol again; a CA of fedsec does not issue this",
     "certificate.refused": "compare the clocks of both hosts, and ask the operator whether the server trusts this root and has its newest lists",
+    "source.missing": 'write source = "module:function" into settings.toml, or enrol with --source (docs/own-data-and-models.md)',
+    "source.unsound": "mend the module, install it beside fedsec, or set PYTHONPATH for the agent and for this command; mount the data",
     "issuer.expired": "the CA's operator runs fedsec ca renew-intermediate and clients renew; an expired root is a new federation",
     "issuer.not-yet-valid": "set the clock: see the line about the clock",
     "issuer.void": "the CA was rekeyed: take a new token and enrol with --keep-key, the server first; a damaged statement: put back the CA's",

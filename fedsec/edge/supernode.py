@@ -48,29 +48,34 @@ def stock_command(name: str) -> Path:
     return path
 
 
+def plain_environment(base: Mapping[str, str]) -> dict[str, str]:
+    """The agent's own environment without proxies, other trust and Flower's settings: what the ClientApp sees of it.
+
+    Args:
+        base: the agent's environment.
+    """
+    kept = {key: value for key, value in base.items() if key.lower() not in _PROXIES and not key.upper().startswith(_DROPPED)}
+    threads = {"OMP_NUM_THREADS": "1"} if "OMP_NUM_THREADS" not in kept else {}
+    return {**kept, **threads, "NO_PROXY": "*", "no_proxy": "*", "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
+
+
 def flower_environment(base: Mapping[str, str], loopback: Loopback, *, task_poll_s: float) -> dict[str, str]:
-    """The environment of Flower's processes: the agent's own without proxies, other trust and Flower's settings.
+    """The environment of Flower's processes.
 
     Args:
         base: the agent's environment.
         loopback: of this start.
         task_poll_s: how often SuperExec asks for work.
     """
-    kept = {key: value for key, value in base.items() if key.lower() not in _PROXIES and not key.upper().startswith(_DROPPED)}
-    threads = {"OMP_NUM_THREADS": "1"} if "OMP_NUM_THREADS" not in kept else {}
+    kept = plain_environment(base)
     return {
         **kept,
-        **threads,
         "PATH": os.pathsep.join((str(loopback.commands), kept.get("PATH", os.defpath))),
-        "NO_PROXY": "*",
-        "no_proxy": "*",
         "FLWR_HOME": str(loopback.flower_home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": f"{task_poll_s:g}",
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONSAFEPATH": "1",
     }
 
 

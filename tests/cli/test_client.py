@@ -25,6 +25,11 @@ from fedsec.errors import ConfigError, FedsecError, StorageError
 from fedsec.identity.folder import load_identity
 
 RUNNER = CliRunner()
+RECORDS = """\
+import numpy as np
+def load():
+    return {"x": np.random.default_rng(0).normal(size=(60, 4)).astype("float32"), "y": np.arange(60) % 3, "num_classes": 3}
+"""
 SITE = [
     "--server",
     "127.0.0.1:9443",
@@ -140,8 +145,12 @@ def test_renew_asks_a_running_agent_by_signal(tmp_path, monkeypatch):
     assert facts["serial_number"] == f"{issued.serial_number:X}"
 
 
-def test_enrolment_with_a_real_ca_writes_everything(tmp_path):
-    """The token is read from a file; the key never leaves the home folder, and a second enrolment does not overwrite it."""
+def test_enrolment_with_a_real_ca_writes_everything(tmp_path, monkeypatch):
+    """The token is read from a file; the key never leaves the home folder, and a second enrolment does not overwrite it.
+
+    A source that gives no records is found first: the token is still good afterwards, and nothing was written.
+    """
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     folder, port = tmp_path / "ca", free_port()
 
     def of_ca(*arguments):
@@ -154,13 +163,18 @@ def test_enrolment_with_a_real_ca_writes_everything(tmp_path):
     (tmp_path / "token").chmod(0o600)
     with serving(folder, port):
         home = tmp_path / "home"
+        with pytest.raises(ConfigError, match=r"no module 'mydata'.*--no-check-source"):
+            invoke("enroll", "--token-file", tmp_path / "token", *SITE, "--home", home)
+        assert not home.exists()
+        (tmp_path / "site").mkdir()
+        (tmp_path / "site" / "mydata.py").write_text(RECORDS)
         facts = json.loads(invoke("enroll", "--token-file", tmp_path / "token", *SITE, "--home", home, "--json"))
         assert facts["uri"] == "spiffe://hearts.example/site/basel/node/client-7"
         assert load_identity(home / "identity").name.name == "client-7"
         assert 'client_id = "client-7"' in (home / "settings.toml").read_text()
         assert (home / "identity" / "key.pem").stat().st_mode & 0o777 == 0o600
         with pytest.raises(StorageError, match="holds an identity already"):
-            invoke("enroll", "--token-file", tmp_path / "token", *SITE, "--home", home)
+            invoke("enroll", "--token-file", tmp_path / "token", *SITE, "--home", home, "--no-check-source")
 
 
 @contextlib.contextmanager

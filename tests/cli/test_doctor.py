@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from fedsec.cli.main import app
 from fedsec.edge.doctor_host import hides_processes, read_proc_options
-from fedsec.errors import ConfigError
+from fedsec.errors import ConfigError, StorageError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "edge"))
 
@@ -33,12 +33,21 @@ def healthy(world, tmp_path):
         yield client_home(tmp_path / "home", address, world.party())
 
 
-def doctor(*arguments, **environment):
-    return RUNNER.invoke(app, ["doctor", "--idle", "0", *map(str, arguments)], env={"FEDSEC_PASSPHRASE_FILE": None, **environment})
+RECORDS = """\
+import numpy as np
+def load():
+    return {"x": np.random.default_rng(0).normal(size=(60, 4)).astype("float32"), "y": np.arange(60) % 3, "num_classes": 3}
+"""
 
 
-def test_all_in_order_ends_with_zero_and_one_line_a_check(healthy):
-    page = doctor("--home", healthy)
+def doctor(*arguments, source="--no-check-source", **environment):
+    return RUNNER.invoke(app, ["doctor", "--idle", "0", source, *map(str, arguments)], env={"FEDSEC_PASSPHRASE_FILE": None, **environment})
+
+
+def test_all_in_order_ends_with_zero_and_one_line_a_check(healthy, tmp_path):
+    (tmp_path / "mydata.py").write_text(RECORDS)
+    (healthy / "settings.toml").write_text('source = "mydata:load"\n')
+    page = doctor("--home", healthy, source="--check-source", PYTHONPATH=str(tmp_path))
     assert page.exit_code == 0, page.output
     *lines, last = page.output.splitlines()
     hidden = hides_processes(read_proc_options())  # how this machine mounts /proc is not the test's to say
@@ -46,7 +55,20 @@ def test_all_in_order_ends_with_zero_and_one_line_a_check(healthy):
     assert [line.split()[0] for line in warned] == ([] if hidden else ["warning"])
     assert all("command lines in /proc" in line for line in warned)
     assert (last == "no fault found") == hidden
-    assert len({line.split()[1] for line in lines}) == 19
+    assert len({line.split()[1] for line in lines}) == 20
+    assert any(line.split()[1] == "source" and "3 classes" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"), [("", "names no source"), ('source = "no_such_module_here:load"\n', "no module 'no_such_module_here'")]
+)
+def test_a_source_that_gives_no_records_is_a_fault(healthy, settings, says):
+    (healthy / "settings.toml").write_text(settings)
+    page = doctor("--home", healthy, source="--check-source")
+    (line,) = [line for line in page.output.splitlines() if line.startswith("fault")]
+    assert line.split()[1] == "source"
+    assert says in line
+    assert page.exit_code == 1
 
 
 def test_a_fault_ends_with_one_and_has_its_mend_on_its_line(healthy):
@@ -93,9 +115,16 @@ def test_a_token_is_looked_at_from_stdin_and_not_repeated(healthy):
     assert "secret.part" not in page.output
 
 
-@pytest.mark.parametrize("arguments", [["--server", "nonsense"], ["--token-file", "/no/such/file"], ["--passphrase-file", "/no/such/file"]])
-def test_bad_arguments(healthy, arguments):
-    assert isinstance(doctor("--home", healthy, *arguments).exception, ConfigError)
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--server", "nonsense"], ConfigError),
+        (["--token-file", "/no/such/file"], ConfigError),
+        (["--passphrase-file", "/no/such/file"], StorageError),
+    ],
+)
+def test_bad_arguments(healthy, arguments, error):
+    assert isinstance(doctor("--home", healthy, *arguments).exception, error)
 
 
 def test_help_has_examples():

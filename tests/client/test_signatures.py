@@ -54,9 +54,9 @@ def site(tmp_path, monkeypatch):
     authority = CertificateAuthority.create("hearts.example", now=now)
     (tmp_path / "signedrecords.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    from client.localdata import _load_source
+    from client.localdata import load_source
 
-    _load_source.cache_clear()
+    load_source.cache_clear()
 
     def identity(kind, name):
         signer = Signer.generate()
