@@ -4,7 +4,9 @@
    the server's key in reach. So the command is started through here: before the first module is looked for in a folder that is not of
    this installation, that folder must be, byte for byte, the app that ``fedsec run`` submits (``appfolder``). Whatever else was
    submitted ends as a failed run that says why; not a line of it was run.
-2. The check is an audit hook: it cannot be removed, and it sees each module before its first line runs, whoever asked for it.
+2. The check is an audit hook: it cannot be removed, and it sees each module before its first line runs, whoever asked for it. What passed is
+   the installed app byte for byte; so it is the installed one that runs, loaded before, and the folder is not looked into any more: another
+   bundle, whose hash begins with the same eight digits, may be unpacked over it at any time.
 3. Which plan the app runs, and where, ``server/setup.py`` decides: on such a host only what lies in the server's home.
 4. Flower's installer makes the app's folder by the version that the bundle says, ``1/../../../../runs/x`` say: with that, a bundle could put a
    plan of its own where only ``fedsec run`` puts one. So no folder is made by a path that goes up from
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import importlib
 import os
 import sys
 import threading
@@ -34,6 +37,8 @@ from fedsec.edge.shim import wipe_command_line
 from fedsec.errors import AdmissionError, StorageError
 
 COMMAND = "flwr-serverapp"
+APP = "server.app"
+"""The module of the app's ServerApp; what else it needs is loaded from where this one was."""
 PROJECT = "pyproject.toml"
 OWN_LIST = ".info/CONTENT"
 """Flower's list of a FAB's files; the one file that the app folder has beside them."""
@@ -89,14 +94,16 @@ class Guard:
         """See ``sys.addaudithook``."""
         if event == _MAKES_FOLDER:
             self._check_way(os.fsdecode(arguments[0]))
-        if event not in _EVENTS or getattr(self._here, "checking", False):
+        if event not in _EVENTS:
             return
+        if getattr(self._here, "checking", False):
+            raise AdmissionError("what looks at an app loads nothing: it could be a file of the app")
         places = arguments[2] if event == "import" and arguments[2] is not None else sys.path
-        self._here.checking = True  # of this thread: what the check itself imports is not the app's
+        self._here.checking = True  # of this thread
         try:
-            for place in places:
+            for place in list(places):
                 if place not in self._good:
-                    self.check(str(place))
+                    self._look(str(place))
         finally:
             self._here.checking = False
 
@@ -108,8 +115,15 @@ class Guard:
             self._report(f"refused to unpack an app: {why}")
             raise AdmissionError(f"this host runs the installed app only, submitted with fedsec run: {why}")
 
-    def check(self, place: str) -> None:
-        """Refuse a place that is neither of this installation nor the app.
+    def _look(self, place: str) -> None:
+        if self.check(place):
+            self._good.add(place)
+            return
+        while place in sys.path:  # looked at, and not looked into from here on
+            sys.path.remove(place)
+
+    def check(self, place: str) -> bool:
+        """Refuse a place that is neither of this installation nor the app; False: it is the app.
 
         Raises:
             AdmissionError: said as well to who reports.
@@ -121,7 +135,8 @@ class Guard:
             except (AdmissionError, OSError) as error:
                 self._report(f"refused to run an app that is not the installed one: {error}")
                 raise AdmissionError(f"this host runs the installed app only, submitted with fedsec run: {error}") from None
-        self._good.add(place)
+            return False
+        return True
 
 
 def _files(folder: Path) -> list[tuple[str, Path]]:
@@ -172,6 +187,7 @@ def main() -> None:
         with contextlib.suppress(StorageError, OSError):
             AuditLog(log_file).write(datetime.now(UTC), "refused-app", {"reason": why})
 
+    importlib.import_module(APP)
     guard = Guard(app_files(), list(sys.path), [sys.prefix, sys.base_prefix], home, report)
     sys.addaudithook(guard.hook)
     sys.argv[0] = COMMAND

@@ -103,6 +103,29 @@ def test_a_cache_of_byte_code_beside_the_app_is_not_read_as_a_module_of_its_own(
     assert load(app).stdout.splitlines() == [f"loaded {app}/server/app.py"]
 
 
+def test_a_folder_that_passed_is_not_looked_into_once_more(app):
+    """Somebody has another bundle of the same eight digits unpacked over it while the run goes on, and waits for the next ``import``."""
+    later = LOAD.format(module="server.app") + (
+        f"(lambda path: path.write_text(\"print('mine')\"))(__import__('pathlib').Path({str(app)!r}) / 'wave.py')\n"
+        "import wave\nprint(wave.__file__ == __import__('os').__file__.replace('os.py', 'wave.py'), sys.argv[1] in sys.path)\n"
+    )
+    command, environment = [sys.executable, "-P", "-c", later, str(app)], {**os.environ, "FLWR_HOME": str(app.parent.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60, check=False)
+    assert done.stdout.splitlines()[1:] == ["True False"], done.stderr
+
+
+def test_who_is_told_of_a_refusal_loads_nothing_from_the_folder(app, monkeypatch):
+    (app / "evil_report.py").write_text("print('mine')\n")
+    monkeypatch.setattr(sys, "path", [str(app), *sys.path])
+    guard = Guard(app_files(), list(sys.path[1:]), [sys.prefix], str(app.parent.parent), lambda _: hooked())
+
+    def hooked():
+        guard.hook("import", ("evil_report", None, sys.path, None, None))
+
+    with pytest.raises(AdmissionError, match="loads nothing"):
+        guard.hook("import", ("numpy", None, sys.path, None, None))
+
+
 INSTALL = """
 import os, sys
 from pathlib import Path
