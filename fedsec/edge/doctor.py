@@ -199,7 +199,7 @@ def _source(home: Home, question: Question) -> list[Finding]:
     try:
         given = check_source(source, base=question.environment)
     except ConfigError as error:
-        return [finding("source.unsound", f"{error}")]
+        return [finding("source.unsound", error.problem)]
     return [ok("source", f"{source}: {given.records} records to train on, {given.test_records} to test on, {given.classes} classes")]
 
 

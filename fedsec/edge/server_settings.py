@@ -87,7 +87,7 @@ class UserSettings:
 
     Attributes:
         superlink: of the SuperLink.
-        superexec: of SuperExec and the ServerApp; must be able to read the server's identity.
+        superexec: of SuperExec and the ServerApp; must be the gateway's, since both need the server's key.
         gateway: of the gateway.
     """
 
@@ -324,5 +324,7 @@ object_bytes = 268435456            # largest object or answer
 
 # [users]                           # Unix users, when started as root
 # superlink = "fedsec-superlink"
+# superexec = "fedsec-server"       # the same two: one key has one reader
+# gateway = "fedsec-server"
 """
 """What ``fedsec server init`` writes."""
