@@ -348,6 +348,28 @@ def test_a_damaged_file_goes_nowhere(tmp_path):
         collector.content(found, name)
 
 
+@pytest.mark.parametrize("declared", [(), ("ab" * 32,)])
+def test_a_large_object_whose_children_are_not_the_declared_ones_is_refused(tmp_path, declared):
+    """Its hash is its id, and the ServerApp would look for a child that nobody sent."""
+    collector, reply = Collector(tmp_path, node_bytes=1 << 20), LabReply(7)
+    found = collector.announce(7, reply.announcement())
+    name = next(iter(reply.objects))
+    content, head = reply.objects[name], b"\x22" + bytes((len(reply.objects[name]),))
+    part = collector.part(7, 1, name, memoryview(content)[:40], len(content))
+    found.tree[name] = declared
+    with ThreadPoolExecutor(1) as pool:
+        intake = Intake(part, find_content(head, len(content) + 2), pool)
+        asyncio.run(intake.take(head + content))
+        asyncio.run(intake.finish())
+        if declared:
+            with pytest.raises(Refused, match="children"):
+                collector.adopt(found, intake)
+        else:
+            collector.adopt(found, intake)
+        intake.close()
+    assert (name in found.kinds, (found.folder / name).exists()) == (not declared, not declared)
+
+
 def test_a_file_is_sent_as_it_was_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "object"
     path.write_bytes(bytes(range(256)) * 40)

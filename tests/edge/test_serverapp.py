@@ -126,6 +126,43 @@ def test_who_is_told_of_a_refusal_loads_nothing_from_the_folder(app, monkeypatch
         guard.hook("import", ("numpy", None, sys.path, None, None))
 
 
+MAIN = """
+import importlib.metadata, os, sys
+from fedsec.edge import serverapp
+class Entry:
+    def load(self):
+        return run
+def run():
+    from flwr.supercore.object_ref import load_app  # as Flower's command goes on
+    print(load_app("server.app:app", RuntimeError, sys.argv[1]).__class__.__name__, sys.modules["server.app"].__file__.startswith(sys.argv[1]))
+    import server.setup
+    print(server.setup.__file__.startswith(sys.argv[1]), sys.argv[1] in sys.path)
+serverapp.entry_points, serverapp.wipe_command_line = (lambda **_: [Entry()]), (lambda _: None)
+serverapp.main()
+"""
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_the_command_runs_the_installed_app_and_nothing_from_the_folder_that_it_looked_at(app, tmp_path, sound):
+    if not sound:
+        edited(app)
+    environment = {**os.environ, "FLWR_HOME": str(app.parent.parent), "FEDSEC_HOME": str(tmp_path)}
+    command = [sys.executable, "-P", "-c", MAIN, str(app)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60, check=False)
+    assert done.stdout.splitlines() == ["ServerApp False", "False False"][: 2 if sound else 1], done.stderr
+    assert ("runs the installed app only" in done.stderr) is not sound
+
+
+def test_flowers_home_counts_as_foreign_wherever_it_lies(tmp_path):
+    (tmp_path / "prefix" / "flwr" / "apps" / "x").mkdir(parents=True)
+    (tmp_path / "prefix" / "lib").mkdir()
+    (tmp_path / "prefix" / "flwr" / "apps" / "x" / "mine.py").touch()
+    guard = Guard(app_files(), [], [str(tmp_path / "prefix")], str(tmp_path / "prefix" / "flwr"), lambda _: None)
+    assert guard.check(str(tmp_path / "prefix" / "lib"))
+    with pytest.raises(AdmissionError, match="installed app only"):
+        guard.check(str(tmp_path / "prefix" / "flwr" / "apps" / "x"))
+
+
 INSTALL = """
 import os, sys
 from pathlib import Path
