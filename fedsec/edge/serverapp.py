@@ -10,7 +10,7 @@
 3. Which plan the app runs, and where, ``server/setup.py`` decides: on such a host only what lies in the server's home.
 4. Flower's installer makes the app's folder by the version that the bundle says, ``1/../../../../runs/x`` say: with that, a bundle could put a
    plan of its own where only ``fedsec run`` puts one. So no folder is made by a path that goes up from
-   within Flower's home.
+   within Flower's home, nor in another app's folder.
 5. The task's token is wiped from the command line, as the client's is.
 
 Source: decision 0015, finding 14; PEP 578.
@@ -40,6 +40,8 @@ COMMAND = "flwr-serverapp"
 APP = "server.app"
 """The module of the app's ServerApp; what else it needs is loaded from where this one was."""
 PROJECT = "pyproject.toml"
+APP_FOLDERS = "apps"
+"""In Flower's home: one folder for each app."""
 OWN_LIST = ".info/CONTENT"
 """Flower's list of a FAB's files; the one file that the app folder has beside them."""
 MAX_FILES = 4096
@@ -89,6 +91,7 @@ class Guard:
         self._within = [Path(os.path.realpath(folder)) for folder in within]
         self._good = {place for place in trusted if not Path(os.path.realpath(place)).is_relative_to(self._flower_home)}
         self._here = threading.local()
+        self._made: set[str] = set()
 
     def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         """See ``sys.addaudithook``."""
@@ -110,10 +113,18 @@ class Guard:
     def _check_way(self, path: str) -> None:
         parts = Path(path).parts
         from_where = [Path(os.path.realpath(Path(*parts[:place]))) for place, part in enumerate(parts) if part == os.path.pardir]
-        if any(folder.is_relative_to(self._flower_home) for folder in from_where):  # the server's own home may be named by one
-            why = f"the app's own version, or another name in it, leads out of Flower's folder: {path[:200]!r}"
+        up = any(folder.is_relative_to(self._flower_home) for folder in from_where)  # the server's own home may be named by one
+        if up or self._is_in_anothers(Path(os.path.realpath(path))):
+            why = f"the app's own version, or another name in it, leads out of its folder: {path[:200]!r}"
             self._report(f"refused to unpack an app: {why}")
             raise AdmissionError(f"this host runs the installed app only, submitted with fedsec run: {why}")
+
+    def _is_in_anothers(self, path: Path) -> bool:
+        """Whether a folder would be made in an app's folder that this process did not make: the installed app's, say, which it would spoil."""
+        apps = self._flower_home / APP_FOLDERS
+        below = path.relative_to(apps).parts if path.is_relative_to(apps) else ()
+        self._made.update(below if len(below) == 1 else ())
+        return len(below) > 1 and below[0] not in self._made
 
     def _look(self, place: str) -> None:
         if self.check(place):

@@ -174,10 +174,13 @@ install_from_fab(Path(sys.argv[1]).read_bytes(), skip_prompt=True)
 """
 
 
-@pytest.mark.parametrize(("version", "lands"), [("1/../../../../runs/x", False), ("1", True)])
+@pytest.mark.parametrize(("version", "lands"), [("1/../../../../runs/x", False), ("0.1.0.0a1b2c3d/x", False), ("1", True)])
 @pytest.mark.parametrize("home", ["home", "runs/../home"])
 def test_a_bundle_whose_version_is_a_path_puts_no_plan_into_the_folder_of_runs(tmp_path, version, lands, home):
-    """Flower's installer joins the version to its folder as it is; a plan in ``runs`` names code, and would count as the operator's own."""
+    """Flower's installer joins the version to its folder as it is; a plan in ``runs`` names code, and would count as the operator's own.
+
+    Nor into the folder that another app will have: Flower unpacks nothing where one is, and the check would refuse the installed app.
+    """
     source, flower_home = write_app_folder(tmp_path / "fedsec"), tmp_path / home / "superlink" / "flwr"
     project = (source / "pyproject.toml").read_text()
     (source / "pyproject.toml").write_text(re.sub(r'^version = ".*"$', f'version = "{version}"', project, count=1, flags=re.MULTILINE))
