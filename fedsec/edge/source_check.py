@@ -26,9 +26,7 @@ from fedsec.identity.crl_file import DEPLOYED_VARIABLE
 MODULE = "client.sourcecheck"
 TIMEOUT_S = 300.0
 """Records may come from a slow disk; the first import of a site's libraries takes seconds."""
-MEND = (
-    "install its module beside fedsec, or set PYTHONPATH for the agent too (docs/agent.md); --no-check-source if the data is mounted later"
-)
+MEND = "mend its module, install it beside fedsec or set PYTHONPATH, for the agent too; --no-check-source if the data is mounted later"
 MAX_SAID = 300
 
 
