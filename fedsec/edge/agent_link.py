@@ -306,9 +306,9 @@ class Link:
     async def _connection(self, deadline: float) -> Connection:
         if self.state in (LinkState.UNAUTHORISED, LinkState.EXPIRED):
             raise CallFailedError(401, f"this node is {self.state.value}")
-        if not self._ready.is_set() or self._current is None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                while not self._ready.is_set():  # again and again: a connection may have gone before this task got to see it
                     await self._ready.wait()
         if self._current is None or not self._ready.is_set():
             status = 401 if self.state in (LinkState.UNAUTHORISED, LinkState.EXPIRED) else 503

@@ -43,10 +43,10 @@ def test_the_run_ends_with_every_sum_opened_and_the_plans_epsilon(played):
 
 
 def test_a_gateway_killed_in_a_round_is_survived_by_everybody(played):
-    """At worst one message that was on its way is lost: the stage ends by its timeout, and the same round is tried once more."""
+    """At worst one message that was on its way is lost: the stage ends by its timeout, and the round goes on without that client, or is tried once more."""
     story, result = played
     assert any("killed the gateway" in text for _, text in story.told)
-    assert result["rows"][0]["num_valid"] == 4
+    assert result["rows"][0]["num_valid"] >= 3
     assert result["rows"][0]["secagg"]["attempts"] <= 2
 
 
@@ -61,13 +61,21 @@ def test_a_server_killed_in_a_round_is_noticed_and_the_run_goes_on_from_its_chec
 
 
 def test_no_epsilon_is_forgotten_and_none_is_spent_twice(played):
-    """Each client's own ledger has the rounds in which it trained, once each, the one that the crash cut off included."""
+    """Each client's own ledger has the rounds in which it trained, once each, the one that the crash cut off included.
+
+    One client may have lost the first round's question with the gateway; the server's row says so, and it spent nothing in that round.
+    """
     story, result = played
+    late = 0
     for name in story.federation.names:
         rounds = [entry.server_round for entry in read_ledger(story.federation.client_home(name) / "store")]
         gone = gone_in(result).get(name, 5)
-        assert rounds == list(range(1, len(rounds) + 1)), name
-        assert (gone - 2 if name == REVOKED else 4) <= len(rounds) < gone, name  # cut off in the round before, it may have trained or not
+        first = min(rounds)
+        assert rounds == list(range(first, max(rounds) + 1)), name
+        late += first == 2
+        assert first in (1, 2), name
+        assert (gone - 2 if name == REVOKED else 4) <= max(rounds) < gone, name  # cut off in the round before, it may have trained or not
+    assert late <= 4 - result["rows"][0]["num_valid"]
 
 
 def test_the_revoked_client_is_gone_between_two_rounds_and_nobody_else(played):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import sys
+import time
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -216,6 +217,26 @@ def test_calls_wait_through_a_cut_line(lab, fake):
                 answer = await held
                 assert answer.status == 200
                 await link.forward(paths.PULL_MESSAGES, pull(fake), received_pull=answer.delivery, timeout_s=20)
+
+    run(story())
+
+
+def test_a_connection_that_went_before_a_waiting_call_saw_it_is_waited_for_again(tmp_path):
+    lab = Lab(tmp_path, ("node-a",))
+
+    async def story():
+        with FakeSuperLink(lab):
+            async with lab.gateway(), linked(lab) as link:
+                await until(lambda: link.state is LinkState.CONNECTED)
+                link._ready.clear()
+                call = asyncio.create_task(link._connection(time.monotonic() + 5))
+                await asyncio.sleep(0)
+                link._ready.set()
+                link._ready.clear()  # both before the call goes on
+                await asyncio.sleep(0.05)
+                assert not call.done()
+                link._ready.set()
+                assert (await call).session
 
     run(story())
 
