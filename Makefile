@@ -13,8 +13,9 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 demo: install
 	$(BIN)/fedsec simulate --out runs/demo --fresh
 
+# In the order of the folders: xdist would put the files with few tests last, and those are the long ones.
 test: install check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: install
 	$(BIN)/ruff check .

@@ -103,7 +103,9 @@ class TestHonest:
     @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 5 * (1 << 20) + 7])
     def test_bodies_of_all_sizes_pass_whole_in_both_directions(self, tmp_path, size):
         async def story(world):
-            answer = fleet_pb2.PullObjectResponse(object_found=True, object_content=random.randbytes(size)).SerializeToString()
+            answer = fleet_pb2.PullObjectResponse(
+                object_found=True, object_available=True, object_content=random.randbytes(size)
+            ).SerializeToString()
             world.superlink.answers[paths.PULL_OBJECT] = (200, answer)
             world.superlink.send("node-a", "asked")
             async with world.agent() as agent:

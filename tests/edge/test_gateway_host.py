@@ -549,7 +549,7 @@ def anonymous_mb(pid):
     return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024
 
 
-def test_memory_is_flat_over_ten_thousand_calls(tmp_path):
+def test_memory_is_flat_over_thousands_of_calls(tmp_path):
     """The real gateway process; calls of three outcomes: served, refused for the path, refused for the node."""
     from fedsec.edge import fleet_pb2, paths
 
@@ -583,9 +583,9 @@ def test_memory_is_flat_over_ten_thousand_calls(tmp_path):
 
             async def story():
                 await until((lab.home / "gateway" / "nodes.json").exists)
-                await rounds(3000)  # threads, arenas and caches are warm
+                await rounds(2000)  # threads, arenas and caches are warm
                 before = anonymous_mb(process.pid)
-                await rounds(10000)
+                await rounds(4000)  # ten thousand are in experiments.bench.edge_gateway
                 return anonymous_mb(process.pid) - before
 
             assert asyncio.run(story()) < 5.0
