@@ -592,7 +592,7 @@ def test_boxes_are_checked_before_the_ledger_is_charged(story):
     request = MaskedInputRequest.decode(attempt.asked[Phase.MASKED_INPUT][0])
     mine, theirs = request.dealt[0], request.dealt[1]
     for dealt in (
-        (mine, replace(theirs, leaf=theirs.leaf[:-1] + b"x")),
+        (mine, replace(theirs, leaf=theirs.leaf[:-1] + bytes([theirs.leaf[-1] ^ 1]))),
         (mine, replace(theirs, root=bytes(32))),
         (replace(mine, root=bytes(32)), theirs),
     ):

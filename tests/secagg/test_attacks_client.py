@@ -757,7 +757,7 @@ def test_a_sketch_case_with_a_mask_left_out_put_in_or_changed(innocent):
     vector = Envelope.decode(fed.messages[Phase.MASKED_INPUT][victim])
     garbled = replace(vector, attachment=bytes(4) + vector.attachment[4:])
     opening = Envelope.decode(fed.messages[Phase.SKETCH][victim])
-    changed = replace(opening, attachment=opening.attachment[:-1] + b"\7")
+    changed = replace(opening, attachment=opening.attachment[:-1] + bytes([opening.attachment[-1] ^ 1]))
     for place, envelope in ((1, garbled), (2, changed), (1, bare(vector)), (2, bare(opening)), (2, server.sketches[0].envelope)):
         statements = tuple(envelope if index == place else one for index, one in enumerate(true.statements))
         assert named_by(replace(true, statements=statements), fed.members) is None

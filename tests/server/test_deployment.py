@@ -94,7 +94,10 @@ def test_without_a_revocation_list_or_with_one_that_ended_nobody_is_admitted(mad
 
 
 def test_a_node_with_another_key_than_the_list_has_is_nobodys(made):
-    made.certificates["client-0001"] = (made.certificates["client-0001"][0], made.certificates["client-0001"][1][:-1] + b"\x00")
+    made.certificates["client-0001"] = (
+        made.certificates["client-0001"][0],
+        made.certificates["client-0001"][1][:-1] + bytes([made.certificates["client-0001"][1][-1] ^ 1]),
+    )
     made.write_nodes()
     assert "client-0001" not in world_of(made).attendance.admitted().values()
 
