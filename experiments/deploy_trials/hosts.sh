@@ -37,7 +37,7 @@ for s in fedsec-ca fedsec-gateway fedsec-agent; do
 done
 
 while IFS=: read -r u own a b; do
-    sed -e "s|^ExecStart=.*|ExecStart=/usr/bin/python3 /work/probe.py $own $a $b|" -e 's/^Type=.*/Type=oneshot/' -e '/^Restart/d' "/etc/systemd/system/$u.service" > "/etc/systemd/system/probe-$u.service"
+    sed -e "s|^ExecStart=.*|ExecStart=/usr/bin/python3 /trial/probe.py $own $a $b|" -e 's/^Type=.*/Type=oneshot/' -e '/^Restart/d' "/etc/systemd/system/$u.service" > "/etc/systemd/system/probe-$u.service"
     systemctl daemon-reload; systemctl start "probe-$u"; echo "probe in $u: $(systemctl show -p Result --value "probe-$u")"
     journalctl -u "probe-$u" -o cat | grep '^{'
     systemd-analyze security "$u" | tail -1
@@ -47,4 +47,4 @@ fedsec-gateway:/var/lib/fedsec-server:/var/lib/fedsec-ca:/var/lib/fedsec-client
 fedsec-agent:/var/lib/fedsec-client:/var/lib/fedsec-ca/ca/register.sqlite:/var/lib/fedsec-server/identity/key.pem
 fedsec-renew:/var/lib/fedsec-client:/var/lib/fedsec-ca:/var/lib/fedsec-server
 LIST
-sudo -u fedsec-server $F run /work/plan.toml --home /var/lib/fedsec-server --follow
+sudo -u fedsec-server $F run /trial/plan.toml --home /var/lib/fedsec-server --follow

@@ -32,7 +32,8 @@ LEARNING_RATES = {"1": 0.8, "2": 1.2, "3": 1.6, "4": 2.0, "8": 3.2, "inf": 0.025
 
 ONE_CLIENT = ("federation.num_clients=1", "federation.min_clients=1", "federation.rounds=50")
 ONE_CLIENT_RATES = {"1": 0.8, "2": 1.2, "3": 1.8, "4": 2.2, "8": 3.2, "inf": 0.025}
-"""Control: one client holds all records, so the same noise is added once and not ten times. This is central DP-SGD, as the published rows are."""
+"""Control: one client holds all records, so the same noise is added once and not ten times. This is central DP-SGD, as the published rows are.
+Which of the rates were compared, and which are guesses, is in README.md."""
 
 PUBLISHED = (
     ("Tramèr & Boneh 2021, ScatterNet + linear, central", "3", 0.897),
