@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = {
-    0: {"errors", "codec", "files", "jsonfields", "merkle", "signing", "vectors"},
+    0: {"environment", "errors", "codec", "files", "jsonfields", "merkle", "signing", "vectors"},
     1: {"identity", "secagg", "privacy", "robust", "admission", "translog"},
     2: {"plan", "policy", "clientstore", "data", "models", "results", "checkpoint", "runfolder", "defence"},
     3: {"sim", "flower", "edge", "report"},

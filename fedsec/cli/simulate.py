@@ -118,11 +118,11 @@ def _run(plan: Plan, folder: RunFolder, *, engine: EngineName, workers: int | No
     import client.app
     import client.warm
     import server.app
+    from fedsec.environment import environment
     from fedsec.files import sha256_file
     from fedsec.report.progress import RunProgress
     from server.session import Session, listening
 
-    os.environ["FEDSEC_SIMULATION"] = "1"  # to the workers: these clients have no records of their own to protect
     stored = folder.path / "plan.toml"
     run_config = {"plan": str(stored), "plan-sha256": sha256_file(stored), "run-dir": str(folder.path), "engine": str(engine)}
     progress = RunProgress(
@@ -133,7 +133,8 @@ def _run(plan: Plan, folder: RunFolder, *, engine: EngineName, workers: int | No
     )
     session = Session(on_start=progress.on_start, on_round=progress.on_round, on_answers=progress.clients_answered)
     apps: Any = {"server_app": server.app.app, "client_app": client.app.app, "num_nodes": plan.federation.num_clients}
-    with listening(session), _stopping_on_signals(session), progress:
+    no_own_records = environment({"FEDSEC_SIMULATION": "1"})  # to the workers: these clients have none to protect
+    with no_own_records, listening(session), _stopping_on_signals(session), progress:
         if engine is EngineName.RAY:
             from fedsec.flower.ray import run_ray
 

@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import io
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -100,13 +99,14 @@ def _delta_warning(delta: float, largest: int) -> str:
 def run_point(arguments: argparse.Namespace) -> dict[str, Any]:
     """The run's result, and what was measured beside it."""
     from fedsec.cli.simulate import EngineName, simulate
+    from fedsec.environment import environment
     from fedsec.plan.load import load_plan
     from fedsec.results import RunResult
 
     plan = load_plan(arguments.plan, overrides=arguments.overrides)
-    os.environ["FEDSEC_SIMULATION"] = "1"
     printed = io.StringIO()
-    with _instruments(plan, arguments.noise_only), contextlib.redirect_stdout(printed):
+    simulation = environment({"FEDSEC_SIMULATION": "1"})
+    with simulation, _instruments(plan, arguments.noise_only), contextlib.redirect_stdout(printed):
         simulate(
             plan=arguments.plan,
             overrides=arguments.overrides,

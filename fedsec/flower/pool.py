@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import secrets
 import sys
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from fedsec.codec import digest
+from fedsec.environment import environment
 from fedsec.flower.process import CLOSE_GRACE_S, THREAD_VARIABLES, Handler, WorkerLostError, WorkerProcess, fork_worker, interrupts_held
 
 Kind = Literal["fork", "thread"]
@@ -70,20 +70,14 @@ def default_kind(workers: int) -> Kind:
 @contextlib.contextmanager
 def one_thread_here() -> Iterator[None]:
     """Torch computes with one thread in this process for the duration of the block, be it loaded before or in it."""
-    before = {variable: os.environ.get(variable) for variable in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch is not None else 0
     if torch is not None:
         torch.set_num_threads(1)
     try:
-        yield
+        with environment(dict.fromkeys(THREAD_VARIABLES, "1")):
+            yield
     finally:
-        for variable, value in before.items():
-            if value is None:
-                del os.environ[variable]
-            else:
-                os.environ[variable] = value
         if torch is not None:
             torch.set_num_threads(threads)
 

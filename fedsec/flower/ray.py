@@ -28,6 +28,7 @@ from flwr.app import Context, Message, UserConfigValue
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
+from fedsec.environment import environment
 from fedsec.errors import ConfigError, LocalProtocolError
 from fedsec.flower import compat
 from fedsec.flower.engine_thread import EngineGrid, EngineThread
@@ -148,7 +149,7 @@ def _own_ray(workers: int) -> Iterator[_Started]:
     processes = _Started()
     folder = tempfile.mkdtemp(prefix="fr-")  # short: Ray puts sockets below it, whose paths may have 107 bytes
     try:
-        with _environment(_ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path)}), _sigterm_kept():
+        with environment(_ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path)}), _sigterm_kept():
             try:
                 _start(workers, folder)
             except Exception as error:
@@ -176,21 +177,6 @@ def _shut_down() -> None:
 
     if ray.is_initialized():
         ray.shutdown()
-
-
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for the processes started in the block; restored at its end."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextlib.contextmanager

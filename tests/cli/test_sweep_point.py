@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import os
 import sys
 
 import numpy as np
@@ -48,6 +49,10 @@ def test_a_sweep_in_clear_measures_what_masks_would_give(points):
     assert masked["rows"][0]["secagg"] is not None
     assert clear["rows"][0]["secagg"] is None
     assert points[True]["measured"] == points[False]["measured"]
+
+
+def test_a_point_run_in_this_process_does_not_leave_it_a_simulation(points):
+    assert os.environ.get("FEDSEC_SIMULATION") is None  # in which a client's errors would travel to the server whole
 
 
 def test_the_sites_of_a_point_make_up_its_test_records(points):
