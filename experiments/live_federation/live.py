@@ -201,15 +201,20 @@ class LiveFederation:
         command = [sys.executable, "-P", "-m", "fedsec", "run", *arguments, "--home", str(self.server)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment)
 
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        """Events of one kind of the newest run."""
+    def events(self, kind: str = "") -> list[dict[str, Any]]:
+        """What the run said, of one kind or of all."""
         found = []
         for path in self.server.glob("runs/*/live.jsonl"):
             for line in path.read_text().splitlines():
                 with contextlib.suppress(ValueError):
                     event = json.loads(line)
-                    found += [event] if event.get("event") == kind else []
+                    found += [event] if kind in ("", event.get("event")) else []
         return found
+
+    def newest_event(self) -> str:
+        """The kind of the last thing that the run said; empty before it said anything."""
+        said = self.events()
+        return str(said[-1].get("event")) if said else ""
 
     def revoke(self, name: str) -> None:
         """``fedsec ca revoke``."""

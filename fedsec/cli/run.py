@@ -43,6 +43,8 @@ def run(
         return
     folder, checked = _open(at, resume) if resume is not None else _new(at, plan)
     running = resume is not None and is_running(folder)
+    if resume is not None and not running:
+        _end_last(at, folder)
     flower_run_id = None if running else _submit(at, folder)
     if not follow:
         _say_submitted(folder, flower_run_id, as_json=as_json, quiet=quiet)
@@ -112,6 +114,17 @@ def _open(home: Path, name: str) -> tuple[RunFolder, Plan]:
         raise ConfigError(f"there is no run {name[:80]!r} in {home / 'runs'}", mend=f"known: {', '.join(known[-5:]) or 'none'}")
     plan = load_plan(folder / "plan.toml")
     return prepare_run_folder(folder, plan, resume=True), plan
+
+
+def _end_last(home: Path, folder: RunFolder) -> None:
+    """Free the nodes from a start of this run whose process is gone. Where Flower knows by now that it is over, it refuses, and nothing is held up."""
+    from fedsec.edge.submit import SubmissionError, end
+    from fedsec.flower.live import LiveReader
+
+    last = LiveReader(folder.path).unended_run()
+    if last is not None:
+        with contextlib.suppress(SubmissionError):  # a SuperLink that is not there is said by the submission that follows
+            end(home, last)
 
 
 def _submit(home: Path, folder: RunFolder) -> int:

@@ -88,6 +88,18 @@ def look_up(home: Path, flower_run_id: int) -> FlowerRun:
         raise SubmissionError(f"the SuperLink does not know run {flower_run_id}; was its database removed?") from None
 
 
+def end(home: Path, flower_run_id: int) -> None:
+    """Tell the SuperLink that nothing more comes of a run.
+
+    The nodes of a run whose ServerApp died wait for the rest of its last message, up to a minute each, and hear nothing else meanwhile.
+
+    Raises:
+        ConfigError: as :func:`submit`.
+        SubmissionError: as :func:`submit`, or the run is over already.
+    """
+    _flwr(home, ["stop", str(flower_run_id), "--format", "json"])
+
+
 def _flwr(home: Path, arguments: Sequence[str]) -> dict[str, Any]:
     """Run Flower's command in the server's Flower home; its JSON."""
     flower_home = home / FLOWER_HOME

@@ -69,6 +69,13 @@ class LiveReader:
             last = event.get("flower_run_id", last)
         return last if type(last) is int else None
 
+    def unended_run(self) -> int | None:
+        """Flower's id of the last start of the run if it did not say that it ended. Does not count as reading."""
+        last = None
+        for event in LiveReader(self._path.parent).events():
+            last = None if event["event"] == "end" else event.get("flower_run_id")
+        return last if type(last) is int else None
+
     def events(self) -> Iterator[dict[str, Any]]:
         """What was said since the last call, whole lines only."""
         try:

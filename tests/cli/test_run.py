@@ -252,3 +252,27 @@ def test_without_follow_the_run_id_is_printed_and_json_has_all_of_it(home, folde
     run(home, resume=folder.run_id, as_json=True)
     assert json.loads(capsys.readouterr().out) == {"run_id": folder.run_id, "run_dir": str(folder.path), "flower_run_id": 17}
     assert folder.path.is_absolute()
+
+
+def test_a_start_whose_process_died_is_ended_at_flower_before_the_run_is_submitted_again(home, folder, monkeypatch):
+    """Its nodes wait up to a minute for what the dead process did not send; one that said its end, or never began, holds nobody."""
+    told = []
+    monkeypatch.setattr(run_command, "_submit", lambda _home, _folder: told.append("submitted") or 17)
+    monkeypatch.setattr("fedsec.edge.submit.end", lambda at, number: told.append((at, number)))
+    run(home, resume=folder.run_id)
+    feed = LiveFeed(folder.path, 5)
+    feed.say("begin", rows=[])
+    run(home, resume=folder.run_id)
+    feed.say("end", state="stopped")
+    run(home, resume=folder.run_id)
+    assert told == ["submitted", (home, 5), "submitted", "submitted"]
+
+
+def test_a_superlink_that_refuses_to_end_a_start_does_not_stop_the_resumption(home, folder, monkeypatch):
+    def refused(_home, _number):
+        raise SubmissionError("run 5 is already finished")
+
+    monkeypatch.setattr(run_command, "_submit", lambda _home, _folder: 17)
+    monkeypatch.setattr("fedsec.edge.submit.end", refused)
+    LiveFeed(folder.path, 5).say("begin", rows=[])
+    run(home, resume=folder.run_id)

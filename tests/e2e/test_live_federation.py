@@ -10,7 +10,12 @@ from experiments.live_federation.stock import ROOT
 from experiments.live_federation.story import Story, gone_in
 from fedsec.clientstore.inspect import read_ledger
 
-CHANGES = {"num_clients = 6": "num_clients = 4", "rounds = 6": "rounds = 4", "min_clients = 4": "min_clients = 3"}
+CHANGES = {
+    "num_clients = 6": "num_clients = 4",
+    "rounds = 6": "rounds = 4",
+    "min_clients = 4": "min_clients = 3",
+    "stage_timeout_s = 60.0": "stage_timeout_s = 40.0",
+}
 REVOKED = "client-0003"
 
 pytestmark = pytest.mark.timeout(600)
