@@ -2,13 +2,12 @@
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
+
+from tests.e2e.warm import Command
 
 ROUNDS = 3
 SMALL = [
@@ -22,15 +21,18 @@ PUBLIC = ["secagg.enabled=false", "privacy.unit=none", "privacy.epsilon=inf"]
 ALONE = "attack.compare=false"
 
 
-def command(out, *overrides, more=()):
+def start(out, *overrides, more=()):
     sets = [part for override in (*SMALL, *overrides) for part in ("--set", override)]
-    return [sys.executable, "-m", "fedsec", "simulate", "--out", str(out), *sets, "--json", *more]
+    printed = out.parent / f"{out.name}-printed"
+    printed.mkdir(exist_ok=True)
+    return Command(["simulate", "--out", out, *sets, "--json", *more], printed)
 
 
 def simulate(out, *overrides, more=()):
-    done = subprocess.run(command(out, *overrides, more=more), check=False, capture_output=True, text=True, timeout=280, env=os.environ)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    process = start(out, *overrides, more=more)
+    stdout, stderr = process.communicate(timeout=280)
+    assert process.returncode == 0, stderr[-3000:]
+    return json.loads(stdout)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +86,7 @@ def test_epsilon_does_not_depend_on_who_attacks_or_who_is_rejected(attacked):
 def test_a_run_with_attackers_that_was_killed_goes_on_with_its_memory(tmp_path):
     out, overrides = tmp_path / "run", (*PUBLIC, ALONE, "attack.name=sign-flip", "federation.rounds=8")
     whole = simulate(tmp_path / "whole", *overrides)
-    process = subprocess.Popen(command(out, *overrides), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start(out, *overrides)
     deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline and not (out / "checkpoints" / "latest.json").exists():
         time.sleep(0.01)

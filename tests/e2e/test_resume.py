@@ -1,16 +1,14 @@
 """Killed at any moment and resumed, a run ends with the same model and the same epsilon as one that was never interrupted."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
 from fedsec.clientstore.inspect import read_ledger
+from tests.e2e.warm import Command
 
 PLAN = [
     "--set",
@@ -30,14 +28,17 @@ PLAN = [
 ]
 
 
-def command(out, *more):
-    return [sys.executable, "-m", "fedsec", "simulate", *PLAN, "--out", str(out), "--json", *more]
+def start(out, *more):
+    printed = out.parent / f"{out.name}-printed"
+    printed.mkdir(exist_ok=True)
+    return Command(["simulate", *PLAN, "--out", out, "--json", *more], printed)
 
 
 def finish(out, *more):
-    done = subprocess.run(command(out, *more), check=False, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    process = start(out, *more)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    return json.loads(stdout)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_sigkill_at_random_moments_then_resume_gives_the_same_model_and_charges_
     ]
     kills = 0
     for mark in marks:
-        process = subprocess.Popen(command(out, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = start(out, "--resume")
         wait_for((out / mark).exists, process)
         time.sleep(moments.uniform(0.0, 0.25))
         kills += process.poll() is None
@@ -83,7 +84,7 @@ def test_sigkill_at_random_moments_then_resume_gives_the_same_model_and_charges_
 def test_ctrl_c_ends_with_a_usable_result_that_can_be_resumed(uninterrupted, tmp_path, which):
     whole, _ = uninterrupted
     out = tmp_path / "run"
-    process = subprocess.Popen(command(out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(out)
     wait_for((out / "checkpoints" / "latest.json").exists, process)
     process.send_signal(which)
     stdout, stderr = process.communicate(timeout=60)
@@ -107,8 +108,7 @@ def test_resuming_a_finished_run_changes_nothing(uninterrupted):
 
 def test_a_run_is_not_resumed_under_another_plan(uninterrupted):
     out, _ = uninterrupted
-    done = subprocess.run(
-        [*command(out, "--resume"), "--set", "privacy.epsilon=1"], check=False, capture_output=True, text=True, env=os.environ
-    )
-    assert done.returncode == 2
-    assert "another plan" in done.stderr
+    refused = start(out, "--resume", "--set", "privacy.epsilon=1")
+    _, stderr = refused.communicate()
+    assert refused.returncode == 2
+    assert "another plan" in stderr

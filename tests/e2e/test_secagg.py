@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 import time
 
 import pytest
@@ -11,6 +9,7 @@ from typer.testing import CliRunner
 
 from fedsec.cli.main import app
 from fedsec.errors import ConfigError
+from tests.e2e.warm import Command
 
 RUNNER = CliRunner()
 CLIENTS, ROUNDS, DIMENSION = 8, 4, 650
@@ -22,21 +21,27 @@ PLAN = [
 STAGES = {"advertise_keys", "share_keys", "masked_input", "sketch", "consistency_check", "unmask", "opening"}
 
 
-def command(*arguments, overrides=()):
-    sets = [part for override in (*PLAN, *overrides) for part in ("--set", override)]
-    return [sys.executable, "-m", "fedsec", *map(str, arguments), *sets, "--json"]
+def sets_of(*overrides):
+    return [part for override in (*PLAN, *overrides) for part in ("--set", override)]
 
 
-def fedsec(*arguments, overrides=()):
-    done = subprocess.run(command(*arguments, overrides=overrides), check=False, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def start(out, *more, overrides=()):
+    printed = out.parent / f"{out.name}-printed"
+    printed.mkdir(exist_ok=True)
+    return Command(["simulate", "--out", out, *more, *sets_of(*overrides), "--json"], printed)
+
+
+def simulate(out, *more, overrides=()):
+    process = start(out, *more, overrides=overrides)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    return json.loads(stdout)
 
 
 @pytest.fixture(scope="module")
 def masked(tmp_path_factory):
     out = tmp_path_factory.mktemp("masked") / "run"
-    return out, fedsec("simulate", "--out", out)
+    return out, simulate(out)
 
 
 def test_every_round_opens_and_says_what_it_cost(masked):
@@ -58,7 +63,7 @@ def test_every_round_opens_and_says_what_it_cost(masked):
 
 def test_masks_change_neither_accuracy_nor_epsilon(masked, tmp_path):
     out, result = masked
-    clear = fedsec("simulate", "--out", tmp_path / "clear", overrides=["secagg.enabled=false"])
+    clear = simulate(tmp_path / "clear", overrides=["secagg.enabled=false"])
     for row, bare in zip(result["rows"], clear["rows"], strict=True):
         assert abs(row["accuracy"] - bare["accuracy"]) <= 0.005
         assert row["epsilon_prv"] == pytest.approx(bare["epsilon_prv"], rel=1e-6)
@@ -87,7 +92,7 @@ def last_checkpoint(out):
 
 def kill_in_unmask(out, deadline_s=60):
     """Kill the server when it has begun to ask for shares and has not finished the round; True if that is where it died."""
-    process = subprocess.Popen(command("simulate", "--out", out, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start(out, "--resume")
     journal, deadline = out / "rounds.json", time.monotonic() + deadline_s
     while process.poll() is None and time.monotonic() < deadline:
         try:
@@ -108,7 +113,7 @@ def test_a_server_killed_where_shares_are_out_ends_with_the_same_model(masked, t
     whole, expected = masked
     out = tmp_path / "run"
     assert any(kill_in_unmask(out) for _ in range(3))
-    result = fedsec("simulate", "--out", out, "--resume")
+    result = simulate(out, "--resume")
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert [row["accuracy"] for row in result["rows"]] == [row["accuracy"] for row in expected["rows"]]
     assert [cohort["opening"] for row in result["rows"] for cohort in row["secagg"]["cohorts"]] == ["held"] * ROUNDS
@@ -121,7 +126,7 @@ def test_a_server_killed_where_shares_are_out_ends_with_the_same_model(masked, t
 
 def test_clients_that_vanish_are_counted_and_the_rest_are_summed(tmp_path):
     few = ["federation.dropout=0.1", "secagg.stage_timeout_s=2.0", "federation.round_timeout_s=5.0"]
-    result = fedsec("simulate", "--out", tmp_path / "r", overrides=few)
+    result = simulate(tmp_path / "r", overrides=few)
     assert result["rounds"] == ROUNDS
     lost = 0
     for row in result["rows"]:
@@ -135,13 +140,13 @@ def test_clients_that_vanish_are_counted_and_the_rest_are_summed(tmp_path):
 
 
 def test_the_plan_is_explained_and_a_cohort_of_three_refused():
-    told = RUNNER.invoke(app, command("plan", "check")[3:])
+    told = RUNNER.invoke(app, ["plan", "check", *sets_of(), "--json"])
     assert told.exit_code == 0
     text = " ".join(json.loads(told.output)["notes"])
     for part in ("the sum of the accepted updates", "64 numbers about each update", "1 cohort of 8", "1 corrupt member"):
         assert part in text
     assert "in clear" not in text
-    refused = RUNNER.invoke(app, command("plan", "check", overrides=["federation.num_clients=3"])[3:])
+    refused = RUNNER.invoke(app, ["plan", "check", *sets_of("federation.num_clients=3"), "--json"])
     assert refused.exit_code != 0
     assert isinstance(refused.exception, ConfigError)
     assert "secagg" in str(refused.exception)
