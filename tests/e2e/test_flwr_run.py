@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.warm import Command
+
 ROOT = Path(__file__).resolve().parents[2]
 FLWR = str(Path(sys.executable).parent / "flwr")
 PLAN = "[federation]\nnum_clients = 4\nrounds = 1\n[privacy]\nepsilon = 20.0\n[secagg]\nenabled = true\n"
@@ -58,8 +60,8 @@ def test_flwr_run_gives_the_same_model_as_fedsec_simulate(tmp_path, flower_home)
     assert (tmp_path / "flower" / "result.json").exists(), run.stdout
     result = json.loads((tmp_path / "flower" / "result.json").read_text())
     assert (result["rounds"], result["engine"]) == (1, "flower")
-    local = [sys.executable, "-m", "fedsec", "simulate", str(tmp_path / "plan.toml"), "--out", str(tmp_path / "local"), "--json", "-q"]
-    subprocess.run(local, check=True, capture_output=True, timeout=200)
+    local = Command(["simulate", tmp_path / "plan.toml", "--out", tmp_path / "local", "--json", "-q"], tmp_path)
+    assert local.wait() == 0
     assert (tmp_path / "flower" / "model.safetensors").read_bytes() == (tmp_path / "local" / "model.safetensors").read_bytes()
 
 
