@@ -161,7 +161,8 @@ def audit_line(row: AuditRow) -> str:
     """What to say of a row while the sweep runs."""
     if row.what == INVERSION:
         pictures = pictures_of(row)
-        return f"best {max(line.mean for line in pictures.lines[1:]):.1f} dB, the mean picture {pictures.blind.mean:.1f}"
+        best = max((line for line in pictures.lines if line.sees != "nothing"), key=pictures.mean_gain)
+        return f"best {best.mean:.1f} dB, the blind guess {pictures.baseline(best).mean:.1f}"
     report = report_of(row)
     if row.what == "controls":
         return "caught" if report.controls_caught else "NOT CAUGHT"

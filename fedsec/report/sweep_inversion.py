@@ -1,7 +1,8 @@
 """What gradient inversion made of a sweep's updates: pictures, a table beside the blind guess, and the sentence for the first page.
 
-1. For each view and ε the attack with the best mean is shown: chosen afterwards, in the attacker's favour. The CSV has all of them.
-2. A gain over the blind guess is a mean of differences victim by victim, with Student's interval over the victims of all seeds.
+1. For each view and ε the attack that gains most is shown: chosen afterwards, in the attacker's favour. The CSV has all of them.
+2. The blind guess is that of the same knowledge: the mean picture, or that of the class for who is told the class. A gain over it is a mean of
+   differences victim by victim, with Student's interval over the victims of all seeds.
 3. An attack that answers with the blind guess has shown nothing of a victim, however like a picture its answer looks.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from fedsec.privacy.auditing.inversion_results import InversionLine, InversionReport
+from fedsec.privacy.auditing.inversion_results import CLASS_MEAN, TOLD, InversionLine, InversionReport
 from fedsec.report import figures, text
 from fedsec.report.intervals import half_width
 from fedsec.report.sweep_audit import SweepAudits
@@ -27,15 +28,13 @@ COPY_DB = 30.0
 VISIBLE_DB = 1.0
 """A gain under this many decibels is nothing that one could see, however certain it is."""
 NO_BETTER, HARDLY = "no better than the blind guess", "hardly more than the blind guess"
-TOLD = ("class rows", "likeliest, class known")
-"""Attacks that are told the victim's class."""
 _GAP = 1  # pixels between pictures
 
 
 def view_name(line: InversionLine) -> str:
     """What the attacker of a line has, in words."""
     if line.sees == "nothing":
-        return "nothing: the mean public picture"
+        return "nothing but the class: its mean picture" if line.attack == CLASS_MEAN else "nothing: the mean public picture"
     if math.isinf(line.epsilon):
         return "the update in clear" if line.sees == "update" else "the sum (secure aggregation)"
     return f"the update, ε = {line.epsilon:g}" if line.sees == "update" else f"the sum, ε = {line.epsilon:g} (both)"
@@ -47,7 +46,7 @@ def verdict_of(report: InversionReport, line: InversionLine) -> str:
         return "the blind guess"
     if line.mean >= COPY_DB:
         return "copied"
-    gain, half = statistics.fmean(report.gain(line)), half_width(report.gain(line))
+    gain, half = report.mean_gain(line), half_width(report.gain(line))
     if half is None or gain <= half:
         return NO_BETTER
     return HARDLY if gain < VISIBLE_DB else "more than the blind guess"
@@ -61,9 +60,7 @@ def table_lines(report: InversionReport) -> list[dict[str, Any]]:
             "attack": f"{line.attack}{' (told the class)' if line.attack in TOLD and 'known' not in line.attack else ''}",
             "psnr": _spread(line.psnr),
             "best": f"{max(line.psnr):.1f}",
-            "gain": ""
-            if line.sees == "nothing"
-            else f"{round(statistics.fmean(report.gain(line)), 1) + 0.0:+.1f}{_half(report.gain(line))}",
+            "gain": "" if line.sees == "nothing" else f"{round(report.mean_gain(line), 1) + 0.0:+.1f}{_half(report.gain(line))}",
             "ssim": f"{statistics.fmean(line.ssim):.2f}",
             "label": _label(report, line),
             "verdict": verdict_of(report, line),
@@ -107,17 +104,19 @@ def sentence(report: InversionReport) -> str:
         said.append("Hiding single updates behind their sum alone did not stop it wholly.")
     if not private:
         return " ".join(said)
-    worst = max(private, key=lambda line: line.mean)
+    worst = max(private, key=report.mean_gain)
     if verdict_of(report, worst) == NO_BETTER:
-        said.append("With it no attempt came closer than the average picture, which needs no attack.")
+        said.append(
+            "With it no attempt came closer than the average picture (of the class, for who is told the class), which needs no attack."
+        )
     elif verdict_of(report, worst) == HARDLY:
-        gain = statistics.fmean(report.gain(worst))
+        gain = report.mean_gain(worst)
         said.append(
             f"With it the best attempt ({view_name(worst)}) came {gain:.1f} dB closer than the average picture, which needs no attack: nothing that one could see."
         )
     else:
         said.append(
-            f"With it the best attempt ({view_name(worst)}) came to {worst.mean:.1f} dB, against {report.blind.mean:.1f} of the average picture, which needs no attack."
+            f"With it the best attempt ({view_name(worst)}) came to {worst.mean:.1f} dB, against {report.baseline(worst).mean:.1f} of the average picture, which needs no attack."
         )
     return " ".join(said)
 
@@ -181,7 +180,8 @@ def report_json(report: InversionReport) -> list[dict[str, Any]]:
             "epsilon": "inf" if math.isinf(line.epsilon) else line.epsilon,
             "attack": line.attack,
             "psnr_db": line.mean,
-            "gain_db": statistics.fmean(report.gain(line)),
+            "blind_psnr_db": report.baseline(line).mean,
+            "gain_db": report.mean_gain(line),
             "gain_half_width_95": half_width(report.gain(line)),
             "label_right": line.label_share,
             "verdict": verdict_of(report, line),

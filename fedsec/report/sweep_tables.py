@@ -158,12 +158,15 @@ def audit_lines(audits: SweepAudits) -> list[str]:
     if audits.pictures is not None:
         report = audits.pictures.report
         best = [
-            max(found, key=lambda line: line.mean)
+            max(found, key=report.mean_gain)
             for is_private in (False, True)
-            if (found := [line for line in report.strongest()[1:] if math.isfinite(line.epsilon) == is_private])
+            if (found := [one for one in report.strongest() if one.sees != "nothing" and math.isfinite(one.epsilon) == is_private])
         ]
-        said = "; ".join(f"{view_name(line)}: {line.mean:.1f} dB, {verdict_of(report, line)}" for line in best)
-        lines.append(f"pictures out of updates, at best: {said} (the mean picture: {report.blind.mean:.1f} dB)")
+        said = "; ".join(
+            f"{view_name(line)}: {line.mean:.1f} dB, {verdict_of(report, line)}, blind guess {report.baseline(line).mean:.1f} dB"
+            for line in best
+        )
+        lines.append(f"pictures out of updates, at best: {said}")
     return lines
 
 

@@ -208,6 +208,18 @@ def test_a_report_survives_its_file_and_the_best_attack_of_each_view_is_chosen()
     assert found.pixels(found.originals[0]) / 255.0 == pytest.approx(picture(1, side=12), abs=0.5 / 255 + 1e-6)
 
 
+def test_the_best_attack_is_the_one_that_gains_most_over_the_blind_guess_of_the_same_knowledge():
+    found = report()
+    informed = replace(found.blind, attack="mean picture, class known", psnr=(14.0, 16.0))
+    told = replace(found.lines[1], epsilon=8.0, attack="likeliest, class known", psnr=(14.5, 16.0))
+    untold = replace(told, attack="likeliest", psnr=(11.0, 13.0))
+    both = replace(found, lines=(found.blind, informed, untold, told))
+    assert [line.attack for line in both.strongest()] == ["mean picture", "mean picture, class known", "likeliest"]
+    assert (both.mean_gain(told), both.mean_gain(untold)) == (0.25, 1.0)
+    of_before = replace(found, lines=(found.blind, told))  # no blind guess of the class: the mean stands in, in the attacker's favour
+    assert of_before.mean_gain(told) == 4.25
+
+
 @pytest.mark.parametrize(
     "spoil",
     [

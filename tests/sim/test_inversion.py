@@ -42,8 +42,20 @@ def test_an_update_in_clear_gives_the_picture_away_and_one_under_noise_does_not(
     assert lines["update", 8.0, "division"].mean < report.blind.mean
     noised = [line for line in report.lines if math.isfinite(line.epsilon)]
     assert {line.attack for line in noised} == {"division", "class rows", "likeliest", "likeliest, class known"}
-    assert max(line.mean for line in noised) < report.blind.mean + 1.0
+    assert max(report.mean_gain(line) for line in noised) < 1.0
     assert lines["update", 8.0, "likeliest"].pictures != report.originals
+
+
+def test_who_is_told_the_class_is_measured_against_the_mean_picture_of_the_class():
+    """It is decibels nearer than the mean of all, and no merit of the attack: told the class, whoever sees no update has it too."""
+    report, lines = found()
+    blind = lines["nothing", math.inf, "mean picture, class known"]
+    told = lines["update", 8.0, "likeliest, class known"]
+    assert blind.mean > report.blind.mean + 1.0
+    assert told.mean > report.blind.mean + 1.0
+    assert report.baseline(told) is blind
+    assert report.baseline(lines["update", 8.0, "likeliest"]) is report.blind
+    assert report.baseline(lines["sum", math.inf, "class rows"]) is blind
 
 
 def test_a_sum_in_clear_tells_more_than_the_mean_picture():
@@ -54,7 +66,7 @@ def test_a_sum_in_clear_tells_more_than_the_mean_picture():
 
 def test_behind_a_hidden_layer_division_is_what_there_is():
     _, lines = found("model.name=mlp", "model.hidden=[16]")
-    assert {attack for _, _, attack in lines} == {"mean picture", "division"}
+    assert {attack for _, _, attack in lines} == {"mean picture", "mean picture, class known", "division"}
     assert min(lines["update", math.inf, "division"].psnr) > 60.0
 
 

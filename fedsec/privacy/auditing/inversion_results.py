@@ -1,7 +1,8 @@
 """What gradient inversion made of the updates of a plan, as plain data: lines of figures, and the pictures of the first seed.
 
 1. A figure is one victim's: PSNR and SSIM against its own picture, and whether the attack found its class. A line holds those of all victims and seeds.
-2. Beside every line stands the blind guess: the mean public picture, which needs no attack. A difference is taken victim by victim.
+2. Beside every line stands the blind guess of who knows as much beforehand: the mean public picture, which needs no attack, or that of the class where
+   the attack is told the class. A difference is taken victim by victim.
 3. Pictures are bytes, one a pixel, in base64.
 """
 
@@ -21,6 +22,10 @@ from fedsec.errors import DecodeError
 from fedsec.jsonfields import FLAG, INTEGER, NUMBER, TEXT, Codec, Table, build, dump, list_of, optional
 
 INVERSION_FORMAT = "fedsec/inversion/v1"
+
+MEAN, CLASS_MEAN, CLASS_ROWS, LIKELIEST_OF_CLASS = "mean picture", "mean picture, class known", "class rows", "likeliest, class known"
+TOLD = (CLASS_MEAN, CLASS_ROWS, LIKELIEST_OF_CLASS)
+"""Attacks that are told the victim's class."""
 
 Sees = Literal["nothing", "update", "sum"]
 """What the attacker has: public pictures only; a client's update; the sum of all clients' updates."""
@@ -107,18 +112,28 @@ class InversionReport:
         """The mean public picture."""
         return self.lines[0]
 
+    def baseline(self, line: InversionLine) -> InversionLine:
+        """The blind guess of an attacker who is told as much as this one; reports of before have that of the class not, and the mean stands in for it."""
+        told = (one for one in self.lines if line.attack in TOLD and one.sees == "nothing" and one.attack == CLASS_MEAN)
+        return next(told, self.blind)
+
     def gain(self, line: InversionLine) -> tuple[float, ...]:
-        """Decibels over the blind guess, victim by victim."""
-        return tuple(ours - theirs for ours, theirs in zip(line.psnr, self.blind.psnr, strict=True))
+        """Decibels over the blind guess of the same knowledge, victim by victim."""
+        return tuple(ours - theirs for ours, theirs in zip(line.psnr, self.baseline(line).psnr, strict=True))
+
+    def mean_gain(self, line: InversionLine) -> float:
+        """The mean of these, decibels."""
+        return statistics.fmean(self.gain(line))
 
     def strongest(self) -> list[InversionLine]:
-        """For each view and epsilon the attack with the best mean: chosen afterwards, in the attacker's favour."""
-        best: dict[tuple[str, float], InversionLine] = {}
+        """For each view and epsilon the attack that gains most: chosen afterwards, in the attacker's favour. Each blind guess is a view of its own."""
+        best: dict[tuple[str, float, str], tuple[float, InversionLine]] = {}
         for line in self.lines:
-            held = best.get((line.sees, line.epsilon))
-            if held is None or line.mean > held.mean:
-                best[line.sees, line.epsilon] = line
-        return list(best.values())
+            view = (line.sees, line.epsilon, line.attack if line.sees == "nothing" else "")
+            gained = self.mean_gain(line)
+            if view not in best or gained > best[view][0]:
+                best[view] = (gained, line)
+        return [line for _, line in best.values()]
 
     def pixels(self, picture: str) -> Pixels:
         """uint8 [height, width].

@@ -4,8 +4,10 @@
    the same division gives a blend. The updates come from the clients' own training code, with the plan's clip norm and the noise of the plan's epsilon.
 2. The attacker knows the plan, the first model and public pictures of the same kind (the training part); the victims are of the test part.
 3. Attacks: **division** of the weight's gradient by the bias's, exact for one record; at the first model of logistic regression also **class rows** of a
-   sum, and the **likeliest picture** behind clipping and noise (:mod:`fedsec.privacy.auditing.first_model`). "Class known" is told the victim's class.
-4. The blind guess is the mean public picture. An attack that does no better has shown nothing of the victim.
+   sum, and the **likeliest picture** behind clipping and noise (:mod:`fedsec.privacy.auditing.first_model`). "Class known" is told the victim's class, and
+   goes by public pictures of that class.
+4. The blind guess is the mean public picture, for attacks that are told the class that of the class. An attack that does no better has shown nothing of
+   the victim.
 """
 
 from __future__ import annotations
@@ -23,7 +25,16 @@ from fedsec.models.parameters import get_arrays
 from fedsec.plan.model import Plan
 from fedsec.privacy.auditing.first_model import class_rows, likeliest_record
 from fedsec.privacy.auditing.inversion import PicturePrior, label_from_bias, record_from_linear
-from fedsec.privacy.auditing.inversion_results import InversionLine, InversionReport, Sees, spell_picture
+from fedsec.privacy.auditing.inversion_results import (
+    CLASS_MEAN,
+    CLASS_ROWS,
+    LIKELIEST_OF_CLASS,
+    MEAN,
+    InversionLine,
+    InversionReport,
+    Sees,
+    spell_picture,
+)
 from fedsec.privacy.auditing.pictures import psnr, ssim, ssim_window
 from fedsec.privacy.dpsgd import SgdSettings, train
 from fedsec.privacy.streams import RoundStreams, derive_key, simulation_root
@@ -49,6 +60,7 @@ class Scene:
         x: float32 [clients, *record].
         labels: int64 [clients].
         prior: from public pictures.
+        class_priors: for each class from its public pictures; where there are fewer than two, from all.
         mean_norm: root mean square of the norms of public pictures.
         classes: of the task.
     """
@@ -58,6 +70,7 @@ class Scene:
     x: FloatArray
     labels: npt.NDArray[np.int64]
     prior: PicturePrior
+    class_priors: tuple[PicturePrior, ...]
     mean_norm: float
     classes: int
 
@@ -69,13 +82,19 @@ class Scene:
         generator = np.random.default_rng([seed, _VICTIMS])
         count = len(dataset.y_test)
         chosen = generator.choice(count, clients, replace=clients > count)
-        known = dataset.x[generator.permutation(len(dataset.y))[:PUBLIC]].reshape(-1, math.prod(shape))
+        public = generator.permutation(len(dataset.y))[:PUBLIC]
+        known, of_class = dataset.x[public].reshape(-1, math.prod(shape)), dataset.y[public]
+        prior = PicturePrior.of(known)
         return cls(
             plan=plan,
             shape=shape,
             x=dataset.x_test[chosen],
             labels=dataset.y_test[chosen],
-            prior=PicturePrior.of(known),
+            prior=prior,
+            class_priors=tuple(
+                PicturePrior.of(known[of_class == label]) if (of_class == label).sum() > 1 else prior
+                for label in range(dataset.num_classes)
+            ),
             mean_norm=float(np.sqrt((known.astype(np.float64) ** 2).sum(axis=1).mean())),
             classes=dataset.num_classes,
         )
@@ -149,7 +168,8 @@ def _guesses(scene: Scene, plan: Plan, *, with_blind: bool) -> Iterator[tuple[Se
     summed = {name: np.sum([update[name] for update in updates], axis=0) for name in updates[0]}
     for place in scene.victims:
         if with_blind:
-            yield "nothing", "mean picture", place, Guess(picture=scene.prior.mean, label=None)
+            yield "nothing", MEAN, place, Guess(picture=scene.prior.mean, label=None)
+            yield "nothing", CLASS_MEAN, place, Guess(picture=scene.class_priors[scene.labels[place]].mean, label=None)
         for attack, guess in attacks_on(scene, plan, updates[place], place, sigma=sigma, total=1):
             yield "update", attack, place, guess
         for attack, guess in attacks_on(scene, plan, summed, place, sigma=sigma, total=len(updates)):
@@ -194,12 +214,12 @@ def attacks_on(scene: Scene, plan: Plan, seen: Arrays, place: int, *, sigma: flo
         return
     label = int(scene.labels[place])
     if total > 1:
-        yield "class rows", Guess(picture=class_rows(weight, bias, label, scene.prior.mean, total=total), label=None)
+        yield CLASS_ROWS, Guess(picture=class_rows(weight, bias, label, scene.prior.mean, total=total), label=None)
     if plan.is_private:
         noise = sigma * plan.privacy.clip_norm * math.sqrt(total)
-        for name, told in (("likeliest", None), ("likeliest, class known", label)):
+        for name, told, prior in (("likeliest", None, scene.prior), (LIKELIEST_OF_CLASS, label, scene.class_priors[label])):
             picture, guessed = likeliest_record(
-                weight, bias, scene.prior, noise=noise, clip_norm=plan.privacy.clip_norm, mean_norm=scene.mean_norm, label=told
+                weight, bias, prior, noise=noise, clip_norm=plan.privacy.clip_norm, mean_norm=scene.mean_norm, label=told
             )
             yield name, Guess(picture=picture, label=guessed if told is None else None)
 
