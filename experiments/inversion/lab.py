@@ -37,12 +37,14 @@ class Scene:
         pictures: float32 [10, 28, 28], one of each class, each held by a client of its own.
         labels: int64 [10].
         prior: from public pictures.
+        class_priors: for each class from its public pictures.
         mean_norm: root mean square of the L2 norms of public pictures.
     """
 
     pictures: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
     prior: PicturePrior
+    class_priors: tuple[PicturePrior, ...]
     mean_norm: float
 
     @classmethod
@@ -50,11 +52,13 @@ class Scene:
         """Victims from the test part, drawn with the seed; public pictures from the training part."""
         generator = np.random.default_rng([seed, 61])
         chosen = [int(generator.choice(np.flatnonzero(dataset.y_test == label))) for label in range(CLASSES)]
-        known = dataset.x[generator.permutation(len(dataset.y))[:public]]
+        places = generator.permutation(len(dataset.y))[:public]
+        known, of_class = dataset.x[places], dataset.y[places]
         return cls(
             pictures=dataset.x_test[chosen].reshape(CLASSES, 28, 28),
             labels=dataset.y_test[chosen],
             prior=PicturePrior.of(known),
+            class_priors=tuple(PicturePrior.of(known[of_class == label]) for label in range(CLASSES)),
             mean_norm=float(np.sqrt((known.reshape(len(known), -1).astype(np.float64) ** 2).sum(axis=1).mean())),
         )
 
@@ -116,9 +120,10 @@ def of_a_sum(scene: Scene, seen: Arrays, label: int) -> Guess:
 
 
 def with_prior(scene: Scene, seen: Arrays, *, noise: float, label: int | None = None) -> Guess:
-    """The likeliest picture behind a gradient that was clipped to norm 1 and noised."""
+    """The likeliest picture behind a gradient that was clipped to norm 1 and noised; told the class, by what pictures of that class look like."""
+    prior = scene.prior if label is None else scene.class_priors[label]
     picture, found = likeliest_record(
-        seen["weight"], seen["bias"], scene.prior, noise=noise, clip_norm=1.0, mean_norm=scene.mean_norm, label=label
+        seen["weight"], seen["bias"], prior, noise=noise, clip_norm=1.0, mean_norm=scene.mean_norm, label=label
     )
     return Guess(picture=picture.reshape(28, 28), label=found)
 

@@ -16,12 +16,9 @@ from matplotlib import pyplot as plt
 from fedsec.files import atomic_write_bytes
 
 
-def draw(
-    victims: Any, mean: Any, shown: dict[tuple[str, str, str], list[Any]], sketches: dict[str, dict[str, list[float]]], path: Path
-) -> None:
+def draw(victims: Any, shown: dict[tuple[str, str, str], list[Any]], sketches: dict[str, dict[str, list[float]]], path: Path) -> None:
     """One row of pictures per attack, then the curve; a PNG without time or machine in it."""
-    lines = [("victims", list(victims)), *((_name(key), pictures) for key, pictures in shown.items() if key[1] != "nothing seen")]
-    lines.insert(1, ("nothing seen: mean picture", [mean] * len(victims)))
+    lines = [("victims", list(victims)), *((_name(key), pictures) for key, pictures in shown.items())]
     figure = plt.figure(figsize=(11.0, 0.95 * len(lines) + 3.4), layout="constrained")
     pictures, curve = figure.subfigures(2, 1, height_ratios=(0.95 * len(lines), 3.2))
     grid = pictures.subplots(len(lines), len(victims))
@@ -43,4 +40,5 @@ def draw(
 
 
 def _name(key: tuple[str, str, str]) -> str:
-    return f"{key[0]}, {key[1]}:\n{key[2]}"
+    model, arm, attack = key
+    return f"{arm}:\n{attack}" if arm == "nothing seen" else f"{model}, {arm}:\n{attack}"

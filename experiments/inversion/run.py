@@ -2,7 +2,8 @@
 
 ``python -m experiments.inversion.run [--seeds 3] [--steps 600]``
 
-Fashion-MNIST; ten victims a seed, one of each class. Every attack is scored against the victim's own picture; the baseline is the mean public picture.
+Fashion-MNIST; ten victims a seed, one of each class. Every attack is scored against the victim's own picture; the baseline is the mean public picture, for
+attacks that are told the class that of the class.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from experiments.seeded_runs import markdown_table, replace_block
 from fedsec.data.download import ensure_images, find_data_root
 from fedsec.data.idx import FASHION_MNIST, load_images
 from fedsec.files import atomic_write_json
+from fedsec.privacy.auditing.inversion import PicturePrior
 from fedsec.privacy.auditing.pictures import psnr, ssim
 from fedsec.privacy.calibration import calibrate_noise_multiplier
 
@@ -54,7 +56,7 @@ def main() -> None:
         rows += [row for key, guesses in found.items() for row in _scores(key, guesses, scene, seed)]
         if seed == 1:
             shown = {key: [guess.picture for guess in guesses] for key, guesses in found.items()}
-            victims, mean = scene.pictures, scene.prior.mean.reshape(28, 28)
+            victims = scene.pictures
         print(f"seed {seed}: {time.monotonic() - begun:.0f} s", file=sys.stderr)
     sketches = {name: psnr_by_round(1, epsilon=epsilon) for name, epsilon in SKETCH_ARMS.items()}
     content = {
@@ -68,7 +70,7 @@ def main() -> None:
         "sketches": sketches,
     }
     atomic_write_json(RESULTS, content)
-    draw(victims, mean, shown, sketches, PICTURE)
+    draw(victims, shown, sketches, PICTURE)
     table = table_of(json.loads(json.dumps(rows)))
     replace_block(HERE / "README.md", table)
     print(table)
@@ -76,13 +78,18 @@ def main() -> None:
 
 Key = tuple[str, str, str]
 """Model, arm, attack."""
-WITHOUT_LABEL = ("mean picture", "class rows", "prior, class known")
+MEAN, CLASS_MEAN = "mean picture", "mean picture, class known"
+WITHOUT_LABEL = (MEAN, CLASS_MEAN, "class rows", "prior, class known")
 """Attacks that do not guess the class."""
+TOLD = (CLASS_MEAN, "class rows", "prior, class known")
 
 
 def guesses_of(scene: Scene, seed: int, sigma: float, *, steps: int) -> dict[Key, list[Guess]]:
     """All attacks on all arms: ten guesses each, one per victim."""
-    found: dict[Key, list[Guess]] = {("–", "nothing seen", "mean picture"): [_mean_guess(scene)] * CLASSES}
+    found: dict[Key, list[Guess]] = {
+        ("–", "nothing seen", MEAN): [_blind(scene.prior)] * CLASSES,
+        ("–", "nothing seen", CLASS_MEAN): [_blind(scene.class_priors[label]) for label in scene.labels],
+    }
     seen = seen_gradients(scene, "logistic", seed, noise_multiplier=sigma)
     for arm in ARMS:
         for place in range(CLASSES):
@@ -96,8 +103,8 @@ def guesses_of(scene: Scene, seed: int, sigma: float, *, steps: int) -> dict[Key
     return found
 
 
-def _mean_guess(scene: Scene) -> Guess:
-    return Guess(picture=scene.prior.mean.reshape(28, 28), label=-1)
+def _blind(prior: PicturePrior) -> Guess:
+    return Guess(picture=prior.mean.reshape(28, 28), label=-1)
 
 
 def _scores(key: Key, guesses: list[Guess], scene: Scene, seed: int) -> list[dict[str, Any]]:
@@ -122,13 +129,33 @@ def table_of(rows: list[dict[str, Any]]) -> str:
     lines = []
     for key in dict.fromkeys((row["model"], row["arm"], row["attack"]) for row in rows):
         some = [row for row in rows if (row["model"], row["arm"], row["attack"]) == key]
-        values = [row["psnr"] for row in some]
-        spread = statistics.stdev(values) / math.sqrt(len(values)) * 1.96 if len(values) > 1 else math.nan
+        values, gains = [row["psnr"] for row in some], gains_of(rows, key)
         told = "–" if key[2] in WITHOUT_LABEL else f"{np.mean([row['label_right'] for row in some]):.0%}"
-        lines.append(
-            [*key, f"**{np.mean(values):.1f}** ± {spread:.1f}", f"{max(values):.1f}", f"{np.mean([row['ssim'] for row in some]):.2f}", told]
-        )
-    return markdown_table(["model", "protection", "attack", "PSNR, dB", "best victim", "SSIM", "label right"], lines)
+        gain = "–" if key[1] == "nothing seen" else f"{np.mean(gains):+.1f} ± {_half(gains):.1f}"
+        found = [
+            f"**{np.mean(values):.1f}** ± {_half(values):.1f}",
+            gain,
+            f"{max(values):.1f}",
+            f"{np.mean([row['ssim'] for row in some]):.2f}",
+        ]
+        lines.append([*key, *found, told])
+    return markdown_table(
+        ["model", "protection", "attack", "PSNR, dB", "over the blind guess", "best victim", "SSIM", "label right"], lines
+    )
+
+
+def gains_of(rows: list[dict[str, Any]], key: Key) -> list[float]:
+    """Decibels over the blind guess of who knows as much beforehand, victim by victim."""
+    blind = CLASS_MEAN if key[2] in TOLD else MEAN
+    of = {
+        attack: {(row["seed"], row["victim"]): row["psnr"] for row in rows if (row["model"], row["arm"], row["attack"]) == attack}
+        for attack in (key, ("–", "nothing seen", blind))
+    }
+    return [value - of["–", "nothing seen", blind][victim] for victim, value in of[key].items()]
+
+
+def _half(values: list[float]) -> float:
+    return statistics.stdev(values) / math.sqrt(len(values)) * 1.96 if len(values) > 1 else math.nan
 
 
 if __name__ == "__main__":

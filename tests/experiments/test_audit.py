@@ -65,6 +65,10 @@ def test_the_inversion_figures_hold():
     assert mean("linear", "plain", "division") >= 30.0
     assert mean("linear", "DP-SGD", "division") <= baseline
     assert mean("CNN", "DP-SGD", "matching") <= baseline
+    assert mean("–", "nothing seen", "mean picture, class known") > baseline + 1.0
+    for key in (("linear", "DP-SGD", "prior"), ("linear", "DP-SGD", "prior, class known"), ("linear", "both", "prior")):
+        gains = inversion.gains_of(rows, key)  # at the blind guess of the same knowledge: no attack is certainly over it
+        assert sum(gains) / 30 - inversion._half(gains) <= 0.0, key
     assert content["sketches"]["no privacy"]["psnr"][-1] >= 30.0
     assert max(content["sketches"]["ε = 8"]["psnr"]) <= content["sketches"]["ε = 8"]["baseline"][0]
     assert inversion.table_of(rows) in Path(inversion.HERE / "README.md").read_text(encoding="utf-8")
