@@ -34,7 +34,7 @@ _GAP = 1  # pixels between pictures
 def view_name(line: InversionLine) -> str:
     """What the attacker of a line has, in words."""
     if line.sees == "nothing":
-        return "nothing but the class: its mean picture" if line.attack == CLASS_MEAN else "nothing: the mean public picture"
+        return "the class alone: its mean picture" if line.attack == CLASS_MEAN else "nothing: the mean public picture"
     if math.isinf(line.epsilon):
         return "the update in clear" if line.sees == "update" else "the sum (secure aggregation)"
     return f"the update, ε = {line.epsilon:g}" if line.sees == "update" else f"the sum, ε = {line.epsilon:g} (both)"
