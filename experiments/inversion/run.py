@@ -29,6 +29,7 @@ from fedsec.data.download import ensure_images, find_data_root
 from fedsec.data.idx import FASHION_MNIST, load_images
 from fedsec.files import atomic_write_json
 from fedsec.privacy.auditing.inversion import PicturePrior
+from fedsec.privacy.auditing.inversion_results import CLASS_MEAN, CLASS_ROWS, MEAN
 from fedsec.privacy.auditing.pictures import psnr, ssim
 from fedsec.privacy.calibration import calibrate_noise_multiplier
 
@@ -78,10 +79,10 @@ def main() -> None:
 
 Key = tuple[str, str, str]
 """Model, arm, attack."""
-MEAN, CLASS_MEAN = "mean picture", "mean picture, class known"
-WITHOUT_LABEL = (MEAN, CLASS_MEAN, "class rows", "prior, class known")
+TOLD = (CLASS_MEAN, CLASS_ROWS, "prior, class known")
+"""Attacks that are told the class."""
+WITHOUT_LABEL = (MEAN, *TOLD)
 """Attacks that do not guess the class."""
-TOLD = (CLASS_MEAN, "class rows", "prior, class known")
 
 
 def guesses_of(scene: Scene, seed: int, sigma: float, *, steps: int) -> dict[Key, list[Guess]]:
