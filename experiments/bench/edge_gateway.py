@@ -19,9 +19,7 @@ import http.client
 import http.server
 import json
 import os
-import random
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -36,6 +34,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from experiments.bench.table import Row, parser, show
+from experiments.ports import free_port
 from fedsec.edge import fleet_pb2, paths
 from fedsec.edge.edge_client import EdgeSession, FlowerHeaders, open_session
 from fedsec.edge.fleet_calls import public_key_header
@@ -104,15 +103,6 @@ def stand_in(folder: Path, port: int) -> None:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.socket = tls.wrap_socket(server.socket, server_side=True)
     server.serve_forever()
-
-
-def free_port() -> int:
-    """A port that nobody listens on, below the range from which the system gives outgoing connections theirs."""
-    while True:
-        port = random.randrange(20000, 32000)  # noqa: S311 - a port is no secret
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def make_home(home: Path, *, port: int, superlink_port: int) -> Identity:

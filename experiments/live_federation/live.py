@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.live_federation.stock import ROOT, Processes, clean_environment, free_ports, wait_for_port
+from experiments.live_federation.stock import ROOT, Processes, clean_environment, wait_for_port
+from experiments.ports import free_ports
 
 FEDERATION = "live.example"
 ADMIN = "ada"

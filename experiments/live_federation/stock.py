@@ -20,23 +20,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from experiments.ports import free_ports
+
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = ROOT / "fedsec" / "sim" / "launch.py"
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    import socket
-
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 @dataclass(kw_only=True)

@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 sys.path.insert(0, str(Path(__file__).parent.parent / "edge"))
 
 from agent_lab import ROOT, client_home_of, wait_for
-from gateway_lab import FakeSuperLink, Lab, free_port
+from gateway_lab import FakeSuperLink, Lab
 
+from experiments.ports import free_port
 from fedsec.cli.main import app
 from fedsec.edge.agent_releases import _read_floor
 from fedsec.edge.agent_setup import renew_now

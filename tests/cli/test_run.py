@@ -92,10 +92,11 @@ def test_a_superlink_that_was_never_started_is_told_in_one_sentence(home):
 
 def test_a_superlink_that_does_not_answer_is_told_in_one_sentence(home):
     """Flower's own command, against a port that nobody listens on."""
-    from experiments.live_federation.stock import free_ports, loopback_certificate
+    from experiments.live_federation.stock import loopback_certificate
+    from experiments.ports import free_port
 
     loopback_certificate(home / "superlink")
-    config = f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{free_ports(1)[0]}"\nroot-certificates = "{home / "superlink" / "ca.pem"}"\n'
+    config = f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{free_port()}"\nroot-certificates = "{home / "superlink" / "ca.pem"}"\n'
     (home / "superlink" / "flwr" / "config.toml").write_text(config)
     with pytest.raises(SubmissionError, match="start it with: fedsec server up"):
         look_up(home, 5)

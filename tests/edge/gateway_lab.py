@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import http.server
 import json
-import random
 import socket
 import ssl
 import threading
@@ -21,6 +20,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from experiments.ports import free_port
 from fedsec.edge import fleet_pb2, paths
 from fedsec.edge.edge_client import FlowerHeaders, open_session
 from fedsec.edge.fleet_calls import flower_public_key, public_key_header
@@ -41,15 +41,6 @@ SERVER_APP = 1
 
 def now():
     return datetime.now(UTC)
-
-
-def free_port():
-    """A port that nobody listens on, below the range from which the system gives outgoing connections theirs."""
-    while True:
-        port = random.randrange(20000, 32000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 @dataclass

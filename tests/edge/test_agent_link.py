@@ -12,8 +12,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from gateway_lab import FakeSuperLink, Lab, free_port, now, until
+from gateway_lab import FakeSuperLink, Lab, now, until
 
+from experiments.ports import free_port
 from fedsec.edge import fleet_pb2, paths
 from fedsec.edge.agent_channel import CallFailedError, LinkSettings, LinkState
 from fedsec.edge.agent_link import Link

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from gateway_lab import FakeSuperLink, Lab, LabAgent, LabReply, Party, message_ids, now, push, refused, sent_object, until
 
+from experiments.ports import free_port
 from fedsec.edge import edge_pb2, fleet_pb2, paths
 from fedsec.edge.edge_client import send_call
 from fedsec.edge.service import EdgeStub
@@ -780,8 +781,6 @@ def test_metrics_and_audit_tell_without_bodies_or_secrets(tmp_path):
 
 
 def test_metrics_and_health_are_on_loopback_only_and_nothing_else_is(tmp_path):
-    from gateway_lab import free_port
-
     port = free_port()
 
     async def story(world):

@@ -16,9 +16,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from gateway_lab import FakeSuperLink, LabAgent, Party, free_port, message_ids, now, refused, until
+from gateway_lab import FakeSuperLink, LabAgent, Party, message_ids, now, refused, until
 from typer.testing import CliRunner
 
+from experiments.ports import free_port
 from fedsec.cli.server import app as server_app
 from fedsec.edge import edge_pb2
 from fedsec.edge.authority import store_bundle, store_crl, wants_renewal
