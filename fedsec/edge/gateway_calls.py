@@ -37,7 +37,7 @@ from fedsec.edge.pace import Pace, PacedReader
 from fedsec.edge.pulling import Forwarded, pull_messages, pull_object
 from fedsec.edge.refusal import Reason, Refused
 from fedsec.edge.replies import push_messages, push_object
-from fedsec.edge.service import REPLY_CHUNK, STATEMENT_METADATA, encode_piece, pieces
+from fedsec.edge.service import GO_AHEAD, REPLY_CHUNK, STATEMENT_METADATA, encode_piece, pieces
 from fedsec.edge.sessions import Session
 from fedsec.edge.signing import (
     DELIVERY_BYTES,
@@ -180,6 +180,10 @@ class EdgeService:
             self._state.limiter.hold(call.peer.public_key, forward.body_size, self._state.monotonic())
             body: bytes | bytearray | Intake = b""
             try:
+                if len(first.chunk) < forward.body_size:
+                    await context.send_initial_metadata(
+                        ((GO_AHEAD, "1"),)
+                    )  # the caller waits with the rest of the body until its head was taken
                 with self._paced(first, forward, context) as paced:
                     body = await self._body(first, forward, call, paced)
                 answer = await self._serve(forward, body, call)

@@ -15,6 +15,9 @@ from fedsec.edge.signing import MAX_CHUNK_BYTES
 STATEMENT_METADATA = "fedsec-root-statement-bin"
 """Trailing metadata of a refusal: the root's newest statement of its intermediates (``identity.intermediates``)."""
 
+GO_AHEAD = "fedsec-go-ahead"
+"""Initial metadata of a forwarded call whose head was taken: the rest of its body may come."""
+
 SERVICE = "fedsec.edge.v1.Edge"
 
 MAX_MESSAGE_BYTES = MAX_CHUNK_BYTES + 64 * 1024

@@ -501,6 +501,21 @@ class TestLimits:
 
         play(tmp_path, story, toml="[limits]\nobject_bytes = 2000000\n")
 
+    def test_a_large_body_waits_until_its_head_was_taken_so_that_a_refusal_is_heard(self, tmp_path):
+        """Sent on at once, four in five of these ended as "Internal error from Core", and the agent tried them again until its time was up."""
+
+        async def story(world):
+            async with world.agent() as agent:
+                body = bytes(3_000_000)
+                for _ in range(30):
+                    with refused(CODE.RESOURCE_EXHAUSTED, "size"):
+                        await send_call(agent.stub, *signed(agent, path=paths.PUSH_OBJECT, body=body)[:2], body)
+                sound = bytes(1_900_000)  # two pieces, and no object of Flower's
+                with refused(CODE.INVALID_ARGUMENT, "malformed"):
+                    await send_call(agent.stub, *signed(agent, path=paths.PUSH_OBJECT, body=sound)[:2], sound)
+
+        play(tmp_path, story, toml="[limits]\nobject_bytes = 2000000\ncalls_burst = 100\n")
+
     def test_more_or_less_than_announced_is_refused(self, tmp_path):
         async def story(world):
             async with world.agent() as agent:
@@ -525,9 +540,12 @@ class TestLimits:
                         await asyncio.sleep(0.1)
                         yield edge_pb2.ForwardRequest(chunk=b"x")
 
-                with refused(CODE.RESOURCE_EXHAUSTED, "slow"):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
                     async for _ in agent.stub.forward(trickle(), timeout=20):
                         pass
+                # Now and then the refusal meets a piece under way, and gRPC shows the caller the failure of that piece.
+                assert caught.value.code() in (CODE.RESOURCE_EXHAUSTED, CODE.INTERNAL)
+                assert {"method": "forward", "client": "node-a", "refused": "slow"}.items() <= world.lab.audit()[-1].items()
                 assert world.state.limiter.held_bytes == 0
 
         play(tmp_path, story, toml="body_timeout_s = 0.5\n")
