@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from gateway_lab import FakeSuperLink, Lab, LabAgent, LabReply, refused, until
 from test_gateway import signed
 
-from fedsec.edge import edge_client, fleet_pb2, gateway_calls, paths
+from fedsec.edge import bodies, edge_client, fleet_pb2, paths
 from fedsec.edge import upstream as upstream_module
 from fedsec.edge.collecting import Collector
 from fedsec.edge.edge_client import send_call
@@ -92,7 +92,7 @@ def taken(monkeypatch):
             super().__init__(*arguments)
             made.append(self)
 
-    monkeypatch.setattr(gateway_calls, "Intake", Seen)
+    monkeypatch.setattr(bodies, "Intake", Seen)
     return made
 
 
