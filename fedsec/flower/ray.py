@@ -5,7 +5,7 @@
 2. Clients compute with one numeric thread and see the run config, as on the local engine; their node config is Flower's.
 3. Ray is started by us: no dashboard, no usage reports, no look at a network, a folder of its own that goes with it. ``RAY_ADDRESS``
    names a cluster to use instead.
-4. However the run ends, the processes that Ray started for it are gone.
+4. However the run ends, the processes that Ray started for it are gone, and Ray does not start by itself in this process any more.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,8 +40,16 @@ from fedsec.flower.node import run_client
 STOP_GRACE_S = 3.0
 """How long clients that are still busy may hold up the end of a run; Flower's own threads need a second of it."""
 
+END_S = 30.0
+"""How long Flower may take to end once its clients are gone: on a machine that has much else to do, more than a second."""
+
 ACTOR_NAME = "ray::ClientAppActor"
 """What Ray calls the processes in which Flower runs ClientApps."""
+
+POLL_S = 0.2
+
+_NO_SECOND_RAY = {"RAY_ENABLE_AUTO_CONNECT": "0"}
+"""Read by Ray when it is imported. Without it, whatever Flower still asks of a Ray that was shut down starts another one, which nobody ends."""
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -105,6 +114,8 @@ def run_ray(
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("the ray engine needs Ray, which is not installed", mend="pip install 'fedsec[ray]', or use --engine local")
     compat.disable_telemetry()
+    with environment(_NO_SECOND_RAY):
+        importlib.import_module("ray")
     compat.check_compat(simulation=True)
     with compat.quiet_logger(logging.CRITICAL + 1), _own_ray(workers) as processes:
         engine = EngineThread(
@@ -120,11 +131,18 @@ def run_ray(
             server_app(grid=EngineGrid(grid, engine.check), context=context)
         finally:
             processes.note()
-            engine.finish()
-            engine.join(STOP_GRACE_S)
-            if engine.is_alive():  # a client is still busy, and Flower waits for it: end it with its process
-                kill_processes(named(processes.seen, ACTOR_NAME))
-                engine.join(STOP_GRACE_S)
+            _end(engine, processes)
+
+
+def _end(engine: EngineThread, processes: _Started) -> None:
+    """Wait until Flower's threads are through with Ray; clients that are still busy, for whom Flower waits, end with their process."""
+    engine.finish()
+    engine.join(STOP_GRACE_S)
+    deadline = time.monotonic() + END_S
+    while engine.is_alive() and time.monotonic() < deadline:
+        processes.note()
+        kill_processes(named(processes.seen, ACTOR_NAME))
+        engine.join(POLL_S)
 
 
 class _Started:

@@ -229,8 +229,8 @@ def test_a_call_that_is_cut_half_way_leaves_nothing_and_the_repetition_passes(tm
         await world.announce()
         body, holding = world.body(), asyncio.Event()
 
-        async def half(call, proof, whole):
-            messages = whole_messages(call, proof, whole)
+        async def half(*call):
+            messages = whole_messages(*call)
             yield await anext(messages)
             yield await anext(messages)
             holding.set()
@@ -240,7 +240,7 @@ def test_a_call_that_is_cut_half_way_leaves_nothing_and_the_repetition_passes(tm
         with monkeypatch.context() as patch:
             patch.setattr(edge_client, "_messages", half)
             sending = asyncio.create_task(world.send(body))
-            await holding.wait()
+            await asyncio.wait_for(holding.wait(), 20)
             await until(lambda: world.files())
             assert world.state.collector._reserved[world.node_id] > len(LARGE)
             sending.cancel()

@@ -118,6 +118,43 @@ def test_what_the_server_raises_is_raised_here_unchanged_even_while_a_client_is_
     assert caught.value is interrupt
 
 
+@pytest.mark.needs("ray")
+def test_flower_that_is_late_starts_no_second_ray(nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine Flower asked its actors to end after Ray was shut down, upon which Ray started anew, for nobody."""
+    from fedsec.flower import ray as engine
+
+    threads = []
+
+    class Kept(engine.EngineThread):
+        def start(self):
+            threads.append(self)
+            super().start()
+
+    monkeypatch.setattr(engine, "EngineThread", Kept)
+    monkeypatch.setattr(engine, "STOP_GRACE_S", 0.0)
+    monkeypatch.setattr(engine, "END_S", 0.0)
+    server, client = ServerApp(), ClientApp()
+
+    @client.train()
+    def train(message, context):
+        from flwr.app import Message, RecordDict
+
+        return Message(RecordDict(), reply_to=message)
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        (node, *_) = grid.get_node_ids()
+        assert list(grid.send_and_receive([Message(RecordDict(), dst_node_id=node, message_type="train", group_id="1")]))
+
+    run_ray(server_app=server, client_app=client, num_nodes=2, run_config={}, workers=1)
+    (late,) = threads
+    late.join(60)
+    import ray
+
+    assert isinstance(late.failure.__cause__ or late.failure, Exception)  # it asked a Ray that was gone
+    assert not ray.is_initialized()
+
+
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"fedsec\[ray\]"):
