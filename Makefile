@@ -13,9 +13,11 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 demo: install
 	$(BIN)/fedsec simulate --out runs/demo --fresh
 
-# In the order of the folders: xdist would put the files with few tests last, and those are the long ones.
+# In the order of the folders: xdist would put the files with few tests last, and those are the long ones. Three workers on two cores, since
+# one of them waits most of the time: for rounds, deadlines and processes. The tests start a hundred processes, so compiled code is kept.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: install check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: install
 	$(BIN)/ruff check .

@@ -95,11 +95,10 @@ def test_the_same_plan_gives_the_same_model_bytes_on_one_worker_as_on_two(small_
 
 
 @pytest.mark.needs("ray")
-def test_ray_gives_the_same_model(tmp_path):
-    once = ("--set", "federation.rounds=1")
-    assert simulate(tmp_path / "ray", *once, "--engine", "ray")["engine"] == "ray"
-    simulate(tmp_path / "local", *once)
-    assert (tmp_path / "ray" / "model.safetensors").read_bytes() == (tmp_path / "local" / "model.safetensors").read_bytes()
+def test_ray_gives_the_same_model(small_run, tmp_path):
+    out, _, _ = small_run
+    assert simulate(tmp_path / "ray", "--engine", "ray")["engine"] == "ray"
+    assert (tmp_path / "ray" / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
 
 
 def test_another_seed_gives_another_model(small_run, tmp_path):
