@@ -41,7 +41,9 @@ from fedsec.flower.records import (
     read_update,
     sender_of,
 )
-from fedsec.flower.stages import RoundInput, SecureOutcome, SecureRounds
+from fedsec.flower.secure_outcome import SecureOutcome
+from fedsec.flower.stage_calls import RoundInput
+from fedsec.flower.stages import SecureRounds
 from fedsec.flower.state import ServerState
 from fedsec.plan.model import Plan
 from fedsec.results import CohortRow, RoundRow, ScreeningRow, SecaggRow, SiteMetrics

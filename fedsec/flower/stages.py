@@ -4,8 +4,7 @@
 2. A client that does not answer in time, or wrongly, is out of the attempt; its cohort goes on if enough are left.
 3. A cohort that fails before UNMASK was asked for is tried again, ``secagg.attempts`` times in all; after that its clients' updates are lost
    for the round, and the other cohorts' sums are used.
-4. A sum that contradicts the sketches is not used: BLAME asks who lied. Named clients stay out of the run, with evidence in the run's folder
-   and in the log; silence and unresolved edges lead to sitting out, never to a name.
+4. A sum that contradicts the sketches is not used: BLAME asks who lied (``openings``).
 """
 
 from __future__ import annotations
@@ -14,87 +13,42 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
-from fedsec.codec import canonical_json
 from fedsec.defence import Defence
-from fedsec.errors import DecodeError, PeerError, RoundAborted, VerificationError
-from fedsec.files import atomic_write_bytes, atomic_write_json, sha256_file
-from fedsec.flower.exchange import exchange
+from fedsec.errors import DecodeError, RoundAborted
+from fedsec.files import atomic_write_json
 from fedsec.flower.journal import Journal
-from fedsec.flower.records import RoundRequest
+from fedsec.flower.openings import Openings
 from fedsec.flower.roster import Membership
 from fedsec.flower.saved import load_group, save_group
-from fedsec.flower.secure_records import STAGES, make_stage_request, read_reply, stage_type
+from fedsec.flower.secure_outcome import SecureOutcome, outcome_of
+from fedsec.flower.secure_records import STAGES
 from fedsec.flower.sketch_rule import gated_members, sketch_rule
+from fedsec.flower.stage_calls import RoundInput, StageCalls
 from fedsec.flower.tally import Tally
 from fedsec.plan.model import Plan
 from fedsec.plan.robust import rule_of
 from fedsec.plan.secure import cohort_limits
-from fedsec.results import CohortRow, SecaggRow
-from fedsec.secagg.blame import BlameServer, name_bad_dealers, name_share_liars
-from fedsec.secagg.checks import sign_config
 from fedsec.secagg.config import RoundConfig, nonce_commitment
-from fedsec.secagg.evidence import Named, verify_evidence
-from fedsec.secagg.evidence_record import Evidence
 from fedsec.secagg.fixedpoint import FixedPoint
 from fedsec.secagg.group import GroupServer
 from fedsec.secagg.labels import SEED_BYTES, Phase
-from fedsec.secagg.opening import Opened, OpeningFailed, combine_secrets, open_round
+from fedsec.secagg.opening import Opened
 from fedsec.secagg.server import CohortServer
 from fedsec.signing import Signer, VerificationCache, Verify
-from fedsec.translog.entries import EntryKind, LogEntry
 from fedsec.translog.log import TransparencyLog
 
 Sum = npt.NDArray[np.float64]
 
 JUDGED = "judged.json"
 """Beside the saved groups: what the rule said of the round."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SecureOutcome:
-    """What one round gave.
-
-    Attributes:
-        total: float64 [d], the sum of sum-form updates of all accepted clients; None if no cohort was opened.
-        weights: declared weights of the accepted clients.
-        refused: (client id, reason) of answers that were refused.
-        row: for the result.
-        evidence: named client → path of its evidence in the result folder.
-    """
-
-    total: Sum | None
-    weights: dict[str, int]
-    refused: tuple[tuple[str, str], ...]
-    row: SecaggRow
-    evidence: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RoundInput:
-    """What a round is about.
-
-    Attributes:
-        request: the ordinary part of every message; the attempt is filled in.
-        arrays: the model.
-        model_bytes: its size on the wire.
-        terms_hash: digest of plan and noise.
-        root: the server's own model difference on trusted records, for a rule that needs one.
-    """
-
-    request: RoundRequest
-    arrays: ArrayRecord
-    model_bytes: int
-    terms_hash: bytes
-    root: Sum | None = None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -136,6 +90,12 @@ class SecureRounds:
     now_s: Callable[[], int] = lambda: int(time.time())
     verify: Verify = field(default_factory=VerificationCache)
     newer: Callable[[], tuple[Membership, Mapping[int, FixedPoint]] | None] = lambda: None
+    _calls: StageCalls = field(init=False, repr=False)
+    _openings: Openings = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._calls = StageCalls(grid=self.grid, plan=self.plan, signer=self.signer, stop=self.stop, on_answers=self.on_answers)
+        self._openings = Openings(calls=self._calls, journal=self.journal, log=self.log, evidence_dir=self.evidence_dir)
 
     def go_over(self) -> bool:
         """Between two rounds: go by the CA's newer list from now on, if there is one; True if so."""
@@ -158,7 +118,7 @@ class SecureRounds:
         """
         tally = Tally()
         server_round = given.request.server_round
-        self._recall_evidence(given.request.server_round, tally)
+        self._openings.recall_evidence(server_round, self.membership.cohorts, self.verify, tally)
         results = self._finish_saved(given, nodes, tally)
         waiting = set(range(len(self.membership.cohorts))) - results.keys()
         attempt = self.journal.next_attempt(server_round, self.plan.secagg.attempts, saved=bool(results))
@@ -169,16 +129,16 @@ class SecureRounds:
             for number, cohort in group.cohorts.items():
                 if number in group.failed:
                     tally.reasons[number] = group.failed[number]
-                    self._leave_out_suspects(cohort)
+                    self._openings.leave_out_suspects(cohort)
                 else:
-                    results[number] = self._open(cohort, nodes, given, tally)
+                    results[number] = self._openings.open(cohort, nodes, given, tally)
             waiting = {number for number in group.failed if number not in unmasked}
             if tally.attempts == 0 and not results:
                 self._refuse_if_all_refused(tally)
             retry = attempt < self.plan.secagg.attempts and waiting and not tally.failed_closed  # another R would judge no better
             attempt = attempt + 1 if retry else None
             tally.attempts += 1
-        return self._outcome(results, tally)
+        return outcome_of(results, tally, self.membership.cohorts, self.fixed_points)
 
     def _finish_saved(self, given: RoundInput, nodes: Mapping[str, int], tally: Tally) -> dict[int, Opened | None]:
         """Open what a server that died had saved before UNMASK, in any attempt of this round; the same request gets the same answers."""
@@ -191,22 +151,11 @@ class SecureRounds:
             group = load_group(path, lambda number: self.membership.cohorts[number], self.verify, roster_hash=self.membership.roster_hash)
             if group is None or any(cohort.config.server_round != given.request.server_round for cohort in group.cohorts.values()):
                 continue
-            self._ask(group, Phase.UNMASK, given, nodes, tally)
+            self._calls.ask(group, Phase.UNMASK, given, nodes, tally)
             group.close_phase()
-            results |= {number: self._open(cohort, nodes, given, tally) for number, cohort in group.cohorts.items()}
+            results |= {number: self._openings.open(cohort, nodes, given, tally) for number, cohort in group.cohorts.items()}
             tally.attempts = self.journal.attempt
         return results
-
-    def _recall_evidence(self, server_round: int, tally: Tally) -> None:
-        """Whoever was proven to lie in this very round before the server died stays named: the proof is on disk."""
-        for path in sorted(self.evidence_dir.glob(f"round-{server_round:06d}-*.bin")):
-            try:
-                evidence = Evidence.decode(path.read_bytes())
-                named = verify_evidence(evidence, self.membership.cohorts[evidence.config.cohort], verify=self.verify)
-            except (OSError, DecodeError, VerificationError, IndexError):
-                continue  # no proof, so nobody's
-            self.journal.exclude(named.client_id, named.reason)
-            tally.add_named(named.client_id, named.reason, f"{self.evidence_dir.name}/{path.name}")
 
     def _restore_judgement(self, server_round: int) -> None:
         """Who was rejected, and why, before the server died."""
@@ -281,7 +230,7 @@ class SecureRounds:
                 self.journal.begin_unmasking()
                 unmasked = set(group.running())
             started = time.perf_counter()
-            self._ask(group, phase, given, nodes, tally)
+            self._calls.ask(group, phase, given, nodes, tally)
             if phase is Phase.SKETCH:
                 self._decide(group, given, tally)
             else:
@@ -299,144 +248,6 @@ class SecureRounds:
             for number in group.running():
                 group.fail(number, error.reason)
 
-    def _ask(self, group: GroupServer, phase: Phase, given: RoundInput, nodes: Mapping[str, int], tally: Tally) -> None:
-        """Send one phase's requests, and hand the answers to the cohorts."""
-        places: dict[int, tuple[int, int]] = {}
-        messages: list[Message] = []
-        for number, cohort in group.running().items():
-            signed = sign_config(cohort.config, self.signer) if phase is Phase.ADVERTISE_KEYS else b""
-            asked = {
-                index: body for index, body in cohort.requests(signed_config=signed).items() if cohort.members[index].client_id in nodes
-            }
-            tally.add_asked(number, phase, len(asked))
-            for index, body in asked.items():
-                node = nodes[cohort.members[index].client_id]
-                places[node] = (number, index)
-                messages.append(self._message(given, cohort, phase, body, node))
-                tally.add_down(number, index, len(body) + (given.model_bytes if phase is Phase.MASKED_INPUT else 0))
-        for reply in self._exchange(messages, phase):
-            if (place := places.get(reply.metadata.src_node_id)) is None:
-                continue  # Flower itself answers for a node that is gone: a drop-out
-            number, index = place
-            self._take(group.cohorts[number], number, index, reply, phase, tally)
-
-    def _message(self, given: RoundInput, cohort: CohortServer, phase: Phase, body: bytes, node: int) -> Message:
-        request = given.request.with_attempt(cohort.config.attempt)
-        arrays = given.arrays if phase is Phase.MASKED_INPUT else None
-        return make_stage_request(request, body, node_id=node, message_type=stage_type(phase), arrays=arrays)
-
-    def _exchange(self, messages: Sequence[Message], phase: Phase) -> list[Message]:
-        trains = phase is Phase.MASKED_INPUT
-        timeout_s = self.plan.federation.round_timeout_s if trains else self.plan.secagg.stage_timeout_s
-        silent: Callable[[int, int], None] = lambda _answered, _asked: None  # noqa: E731
-        return exchange(self.grid, messages, timeout_s=timeout_s, stop=self.stop, on_answers=self.on_answers if trains else silent)
-
-    def _take(
-        self, machine: CohortServer | BlameServer, number: int, index: int, reply: Message, phase: Phase, tally: Tally
-    ) -> None:  # fmt: skip
-        name = self.membership.cohorts[number][index].client_id
-        try:
-            body = read_reply(reply, sender=name, phase=phase)
-            tally.add_up(number, index, len(body))
-            machine.receive(index, body)
-            tally.add_answer(number, phase)
-        except PeerError as error:
-            tally.refused.append((name, f"{phase}: {error.reason}"))
-            tally.add_refusal(phase)
-
-    # --- Opening, and what follows if it fails ----------------------------------------------------------------------------------
-
-    def _open(self, cohort: CohortServer, nodes: Mapping[str, int], given: RoundInput, tally: Tally) -> Opened | None:
-        """The checked sum of one cohort; None if there is none to use."""
-        started, number = time.perf_counter(), cohort.config.cohort
-        try:
-            self._name(name_share_liars(cohort), cohort, tally)
-            secrets_, bad = combine_secrets(cohort)
-            self._name(name_bad_dealers(cohort, bad), cohort, tally)
-            if bad:
-                raise RoundAborted("a dealer's shares do not give what it committed to")
-            opened = open_round(cohort, secrets_)
-            self._log_round(cohort)
-            return opened
-        except RoundAborted as error:
-            tally.reasons[number] = error.reason
-        except OpeningFailed as error:
-            tally.reasons[number] = str(error)
-            tally.openings[number] = "failed"
-            self._blame(BlameServer(server=cohort, secrets=secrets_), nodes, given, tally)
-        finally:
-            tally.add_time("opening", time.perf_counter() - started)
-        return None
-
-    def _blame(self, blame: BlameServer, nodes: Mapping[str, int], given: RoundInput, tally: Tally) -> None:
-        cohort = blame.server
-        for _ in range(2):  # who is silent is asked once more: an honest member may only be slow
-            self._ask_blame(blame, nodes, given, tally)
-        blame.close_values()
-        self._ask_blame(blame, nodes, given, tally)
-        outcome = blame.outcome()
-        self._name(outcome.named, cohort, tally)
-        # A silent member sits out. Its peers do not: one silent member would bench the cohort. Both ends of a dispute that neither settles do.
-        disputed = {one for pair in outcome.unresolved if not set(pair) & set(outcome.silent) for one in pair}
-        for index in sorted({*outcome.silent, *disputed}):
-            name = cohort.members[index].client_id
-            tally.unresolved.append(name)
-            self.journal.sit_out(name)
-        if outcome.wrapped:
-            tally.reasons[cohort.config.cohort] += "; everybody's equations hold: a total off by a multiple of 2^32, nobody can be named"
-
-    def _ask_blame(self, blame: BlameServer, nodes: Mapping[str, int], given: RoundInput, tally: Tally) -> None:
-        """One phase of BLAME; openings are asked one by one, since each is a request of its own."""
-        cohort, phase = blame.server, blame.phase
-        waves: list[dict[int, bytes]] = []
-        for index, bodies in blame.requests().items():
-            for place, body in enumerate(bodies):
-                waves += [{}] if place == len(waves) else []
-                waves[place][index] = body
-        for wave in waves:
-            places = {nodes[cohort.members[index].client_id]: index for index in wave if cohort.members[index].client_id in nodes}
-            messages = [self._message(given, cohort, phase, wave[index], node) for node, index in places.items()]
-            for reply in self._exchange(messages, phase):
-                if reply.metadata.src_node_id in places:
-                    self._take(blame, cohort.config.cohort, places[reply.metadata.src_node_id], reply, phase, tally)
-
-    def _name(self, named: Sequence[Named], cohort: CohortServer, tally: Tally) -> None:
-        """Keep evidence in the folder and its hash in the log; leave the liar out."""
-        for item in named:
-            self.evidence_dir.mkdir(parents=True, exist_ok=True)
-            path = self.evidence_dir / f"round-{cohort.config.server_round:06d}-{item.client_id}-{item.kind.name.lower()}.bin"
-            atomic_write_bytes(path, item.evidence.encode(), mode=0o600)
-            facts = {"client_id": item.client_id, "kind": item.kind.name, "reason": item.reason, "sha256": sha256_file(path)}
-            self.log.append(LogEntry(kind=EntryKind.EVIDENCE, body=canonical_json({**self._facts(cohort), **facts})))
-            self.journal.exclude(item.client_id, item.reason)
-            tally.add_named(item.client_id, item.reason, f"{self.evidence_dir.name}/{path.name}")
-
-    def _log_round(self, cohort: CohortServer) -> None:
-        names = [cohort.members[index].client_id for index in cohort.accepted]
-        rejected = [cohort.members[index].client_id for index in cohort.rejected]
-        body = {
-            **self._facts(cohort),
-            "view": cohort.view.hex(),
-            "agreement": cohort.agreement.hex(),
-            "accepted": names,
-            "rejected": rejected,
-        }
-        self.log.append(LogEntry(kind=EntryKind.ROUND, body=canonical_json(body)))
-
-    def _facts(self, cohort: CohortServer) -> dict[str, str | int]:
-        config = cohort.config
-        return {
-            "run_id": config.run_id,
-            "server_round": config.server_round,
-            "attempt": config.attempt,
-            "cohort": config.cohort,
-            "context": cohort.context.hex(),
-        }
-
-    def _leave_out_suspects(self, cohort: CohortServer) -> None:
-        for index in cohort.suspects:
-            self.journal.exclude(cohort.members[index].client_id, "more than c members got no usable shares from it; no proof")
-
     @staticmethod
     def _refuse_if_all_refused(tally: Tally) -> None:
         """Every client that was asked to join said no: another round would hear the same."""
@@ -444,38 +255,3 @@ class SecureRounds:
         if asked and refused == asked:
             client_id, reason = tally.refused[0]
             raise RoundAborted(f"no client takes part; {client_id} says: {reason}")
-
-    # --- The result -------------------------------------------------------------------------------------------------------------
-
-    def _outcome(self, results: Mapping[int, Opened | None], tally: Tally) -> SecureOutcome:
-        total: Sum | None = None
-        weights: dict[str, int] = {}
-        rows = []
-        for number, members in enumerate(self.membership.cohorts):
-            opened = results.get(number)
-            if opened is not None:
-                part = self.fixed_points[len(members)].decode(opened.total)
-                total = part if total is None else total + part
-                weights |= {members[index].client_id: weight for index, weight in opened.weights.items()}
-            rows.append(self._row(number, opened, tally))
-        row = SecaggRow(
-            attempts=max(tally.attempts, 1),
-            cohorts=tuple(rows),
-            stage_ms={stage: round(seconds * 1000, 3) for stage, seconds in tally.seconds.items()},
-            named=tuple(tally.named),
-            unresolved=tuple(tally.unresolved),
-        )
-        return SecureOutcome(total=total, weights=weights, refused=tuple(tally.refused), row=row, evidence=tally.evidence)
-
-    def _row(self, number: int, opened: Opened | None, tally: Tally) -> CohortRow:
-        lost = "the server restarted after shares were asked for, or too often; the round is lost"
-        return CohortRow(
-            cohort=number,
-            num_clients=len(self.membership.cohorts[number]),
-            num_accepted=len(opened.accepted) if opened is not None else 0,
-            dropouts=tally.dropouts(number),
-            opening="held" if opened is not None else tally.openings.get(number, "not reached"),
-            reason="" if opened is not None else tally.reasons.get(number) or lost,
-            bytes_up=tally.mean_up(number),
-            bytes_down=tally.mean_down(number),
-        )

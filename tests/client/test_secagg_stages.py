@@ -27,7 +27,7 @@ from fedsec.errors import FedsecError, PeerError
 from fedsec.flower import compat, records
 from fedsec.flower.secure_records import ROSTER, STAGES, RosterOffer, RosterReply, make_stage_request, stage_type
 from fedsec.flower.signed import SIGNATURE_RECORD, sign_request
-from fedsec.flower.stages import RoundInput
+from fedsec.flower.stage_calls import RoundInput
 from fedsec.identity.ca import CertificateAuthority
 from fedsec.identity.crl_file import CrlFile
 from fedsec.identity.revocation import Revocation, RevokedError, make_crl

@@ -41,7 +41,7 @@ def app(tmp_path, monkeypatch):
 
 def load(app, module="server.app"):
     environment = {**os.environ, "FLWR_HOME": str(app.parent.parent)}
-    command = [sys.executable, "-P", "-c", LOAD.format(module=module), str(app)]
+    command = [sys.executable, "-P", "-B", "-c", LOAD.format(module=module), str(app)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60, check=False)
 
 
@@ -109,7 +109,7 @@ def test_a_folder_that_passed_is_not_looked_into_once_more(app):
         f"(lambda path: path.write_text(\"print('mine')\"))(__import__('pathlib').Path({str(app)!r}) / 'wave.py')\n"
         "import wave\nprint(wave.__file__ == __import__('os').__file__.replace('os.py', 'wave.py'), sys.argv[1] in sys.path)\n"
     )
-    command, environment = [sys.executable, "-P", "-c", later, str(app)], {**os.environ, "FLWR_HOME": str(app.parent.parent)}
+    command, environment = [sys.executable, "-P", "-B", "-c", later, str(app)], {**os.environ, "FLWR_HOME": str(app.parent.parent)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60, check=False)
     assert done.stdout.splitlines()[1:] == ["True False"], done.stderr
 
@@ -151,6 +151,23 @@ def test_the_command_runs_the_installed_app_and_nothing_from_the_folder_that_it_
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60, check=False)
     assert done.stdout.splitlines() == ["ServerApp False", "False False"][: 2 if sound else 1], done.stderr
     assert ("runs the installed app only" in done.stderr) is not sound
+
+
+def test_byte_code_in_the_folder_that_python_would_take_unseen_is_not_taken(app, tmp_path):
+    """A cache that says of itself that nobody need compare it with its source (PEP 552), beside a source that is the installed one's."""
+    for name in ("__init__", "app", "setup"):
+        (tmp_path / "mine.py").write_text("print('mine')\n")
+        cache = app / "server" / "__pycache__" / f"{name}.{sys.implementation.cache_tag}.pyc"
+        py_compile.compile(str(tmp_path / "mine.py"), str(cache), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    unguarded = subprocess.run(
+        [sys.executable, "-c", "import server.app"], capture_output=True, text=True, cwd=app, timeout=60, check=False
+    )
+    assert unguarded.stdout.splitlines()[:1] == ["mine"]
+    environment = {**os.environ, "FLWR_HOME": str(app.parent.parent), "FEDSEC_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", MAIN, str(app)], capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60, check=False
+    )
+    assert done.stdout.splitlines() == ["ServerApp False", "False False"], done.stderr
 
 
 def test_flowers_home_counts_as_foreign_wherever_it_lies(tmp_path):

@@ -4,9 +4,12 @@ import itertools
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 from experiments import ports
 from experiments.ports import _RANGE, _own_range, free_port, free_ports
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_port_is_handed_out_once():
@@ -34,5 +37,5 @@ def test_workers_of_one_run_have_ranges_apart():
 
 def test_the_start_is_not_what_a_seeded_test_run_makes_it():
     code = "import random; random.seed(0); from experiments.ports import free_port; print(free_port())"
-    seen = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(3)}
+    seen = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout for _ in range(3)}
     assert len(seen) > 1
