@@ -75,7 +75,8 @@ def canvas(width_in: float, height_in: float) -> Iterator[Figure]:
 def to_png(figure: Figure) -> bytes:
     """The figure as PNG, 150 dots per inch, without time or software stamps."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    agg: Any = figure.canvas  # asked itself: ``savefig`` would draw everything once more, unseen, for a layout that the drawing makes
+    agg.print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()
 
 
