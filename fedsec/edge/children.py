@@ -88,13 +88,13 @@ class Child:
                 await self._task
             self._task = None
         if self._process is not None:
-            await _end(self._process, grace_s)
+            await end_group(self._process, signal.SIGINT, grace_s)
             self._process = None
 
     async def restart(self) -> None:
         """End the running process; it is started again at once."""
         if self._process is not None:
-            await _end(self._process, GRACE_S)
+            await end_group(self._process, signal.SIGINT, GRACE_S)
 
     async def _keep(self) -> None:
         wait_s = FIRST_WAIT_S
@@ -112,7 +112,7 @@ class Child:
                         process_group=0,
                     )
                 code = await self._process.wait()
-                _kill_group(self._process.pid)  # what it left behind
+                kill_group(self._process.pid)  # what it left behind
                 self._on_end(self.name, code)
                 _logger.warning("%s ended with status %s; see %s", self.name, code, self._log)
             except (OSError, FedsecError) as error:
@@ -122,20 +122,30 @@ class Child:
             await asyncio.sleep(wait_s)
 
 
-async def _end(process: asyncio.subprocess.Process, grace_s: float) -> None:
-    """Ask, wait, kill; the group goes in any case."""
-    with contextlib.suppress(ProcessLookupError):
-        process.send_signal(signal.SIGINT)
+async def end_group(process: asyncio.subprocess.Process, ask: signal.Signals, grace_s: float) -> None:
+    """Ask, wait, kill; the group goes in any case.
+
+    Neither ``asyncio.timeout`` nor ``wait_for``: this runs in tasks that are being cancelled, where the first raises ``CancelledError`` instead of
+    ``TimeoutError`` up to Python 3.11.2, which is Debian 12's, and the second can swallow a cancellation in all of 3.11.
+
+    Args:
+        process: leads a group of its own.
+        ask: the signal that asks it to end.
+        grace_s: how long it may take.
+    """
+    ended = asyncio.ensure_future(process.wait())
     try:
-        async with asyncio.timeout(grace_s):  # not wait_for: in Python 3.11 it can swallow a cancellation
-            await process.wait()
-    except TimeoutError:
-        _kill_group(process.pid)
-        await process.wait()
-    _kill_group(process.pid)
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(ask)
+            await asyncio.wait({ended}, timeout=grace_s)
+    finally:
+        kill_group(process.pid)
+    await ended
 
 
-def _kill_group(pid: int) -> None:
+def kill_group(pid: int) -> None:
+    """Kill a process and all that it started, as far as they are there."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
 

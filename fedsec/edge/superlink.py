@@ -31,7 +31,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedsec.edge.children import bound_command
+from fedsec.edge.children import bound_command, end_group, kill_group
 from fedsec.edge.doctor_host import hides_processes, read_proc_options
 from fedsec.edge.loopback_tls import CA_FILE, CERTIFICATE_FILE, KEY_FILE, ensure_loopback_tls
 from fedsec.edge.server_settings import ServerSettings, UserSettings
@@ -253,23 +253,14 @@ class Service:
         assert self.process.stdout is not None
         await _pump(self.process.stdout, writer)
         code = await self.process.wait()
-        _kill_group(self.process.pid)  # what it left behind
+        kill_group(self.process.pid)  # what it left behind
         log.warning("%s ended with status %s; see %s", self.name, code, self.log_file)
         self.process = None
 
     async def _end(self) -> None:
-        """Ask, wait, kill; the group goes in any case."""
         process, self.process = self.process, None
-        if process is None:
-            return
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(GRACE_S):
-                    await process.wait()
-        _kill_group(process.pid)
-        await process.wait()
+        if process is not None:
+            await end_group(process, signal.SIGTERM, GRACE_S)
 
 
 def _identity_of(user: str) -> dict[str, Any]:
@@ -303,11 +294,6 @@ async def _pump(stream: asyncio.StreamReader, writer: logging.Handler) -> None:
             continue
         text = line.decode("utf-8", "backslashreplace").rstrip("\n")
         writer.emit(logging.LogRecord("child", logging.INFO, "", 0, text, None, None))
-
-
-def _kill_group(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
 
 
 async def wait_for_port(port: int, *, timeout_s: float = READY_S) -> bool:

@@ -589,6 +589,13 @@ def test_a_token_lives_a_quarter_of_an_hour_at_most(ca, minutes):
         ca.host.token(Role.NODE, "basel", "x", lifetime=timedelta(minutes=minutes), now=now())
 
 
+def waited_for(condition, within_s=30.0):
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 class TestLimits:
     def test_a_bucket_empties_and_fills_again(self):
         limit = RateLimit(burst=3, per_s=0.5)
@@ -660,7 +667,7 @@ class TestLimits:
                     channel = stack.enter_context(grpc.secure_channel(way, credentials, options=option))
                     calls.append(channel.stream_unary(f"/{SERVICE}/Crl"))
                 while not stop.is_set():
-                    under_way = [call.future(iter(lambda: stop.wait(30), True)) for call in calls]
+                    under_way = [call.future(iter(lambda: stop.wait(300), True)) for call in calls]
                     opened.extend(under_way)
                     while not stop.wait(0.05) and not any(call.done() for call in under_way):
                         pass
@@ -673,14 +680,12 @@ class TestLimits:
             try:
                 for number in range(2, 12):
                     pool.submit(keep_on, number)
-                deadline = time.monotonic() + 30
-                while len(opened) < 10 * enrolment_service.CALLS_OF_ONE and time.monotonic() < deadline:
-                    time.sleep(0.05)
+                waited_for(lambda: len(opened) >= 10 * enrolment_service.CALLS_OF_ONE)
                 for name in ("honest-1", "honest-2", "honest-3"):
                     began = time.monotonic()
                     enrol(here.address, here.token(name), Signer.generate(), timeout_s=10)
                     assert time.monotonic() - began < 4
-                assert sum(not call.done() for call in opened) >= enrolment_service.WAITING // 2  # they were there all the time
+                waited_for(lambda: sum(not call.done() for call in opened) >= enrolment_service.WAITING // 2)  # they are still there
             finally:
                 stop.set()
                 for connection in idle:
