@@ -26,7 +26,6 @@ from fedsec.edge.gateway_state import GatewayState
 from fedsec.edge.intake import LEAST_BYTES, MAX_TAIL_BYTES, Intake, Whole, collect
 from fedsec.edge.pace import Pace, PacedReader
 from fedsec.edge.refusal import Reason, Refused
-from fedsec.edge.service import GO_AHEAD
 from fedsec.edge.sessions import Session
 from fedsec.edge.signing import DELIVERY_BYTES, SESSION_ID_BYTES, Call, verify_call
 from fedsec.errors import SignatureError
@@ -68,9 +67,9 @@ class Bodies:
         state.limiter.hold(call.peer.public_key, forward.body_size, state.monotonic())
         body: Body = b""
         try:
-            if len(first.chunk) < forward.body_size:
-                await context.send_initial_metadata(((GO_AHEAD, "1"),))  # the caller waits with the rest until its head was taken
             with self._paced(first, forward, context) as paced:
+                if len(first.chunk) < forward.body_size:
+                    await paced.go_ahead()  # the caller waits with the rest until its head was taken
                 body = await self._body(first, forward, call, paced)
             yield body
         finally:

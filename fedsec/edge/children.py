@@ -26,6 +26,9 @@ _logger = logging.getLogger(__name__)
 
 LAUNCHER = Path(__file__).with_name("launch.py")
 GRACE_S = 4.0
+KILLED_S = 10.0
+"""A process that was killed is gone by then, or hangs in the kernel."""
+POLL_S = 0.02
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 60.0
 STEADY_S = 60.0
@@ -125,23 +128,29 @@ class Child:
 async def end_group(process: asyncio.subprocess.Process, ask: signal.Signals, grace_s: float) -> None:
     """Ask, wait, kill; the group goes in any case.
 
-    Neither ``asyncio.timeout`` nor ``wait_for``: this runs in tasks that are being cancelled, where the first raises ``CancelledError`` instead of
-    ``TimeoutError`` up to Python 3.11.2, which is Debian 12's, and the second can swallow a cancellation in all of 3.11.
+    The exit status is looked at again and again. ``process.wait()`` returns when the pipes are closed too, which a full one that nobody reads, or
+    a grandchild in a session of its own, puts off for ever. And this runs in tasks that are being cancelled, where ``asyncio.timeout`` raises
+    ``CancelledError`` instead of ``TimeoutError`` up to Python 3.11.2, which is Debian 12's, and ``wait_for`` can swallow a cancellation in all of 3.11.
 
     Args:
         process: leads a group of its own.
         ask: the signal that asks it to end.
         grace_s: how long it may take.
     """
-    ended = asyncio.ensure_future(process.wait())
     try:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(ask)
-            await asyncio.wait({ended}, timeout=grace_s)
+            await _ended(process, grace_s)
     finally:
         kill_group(process.pid)
-    await ended
+    await _ended(process, KILLED_S)
+
+
+async def _ended(process: asyncio.subprocess.Process, within_s: float) -> None:
+    until = time.monotonic() + within_s
+    while process.returncode is None and time.monotonic() < until:  # noqa: ASYNC110 - there is no event for it
+        await asyncio.sleep(POLL_S)
 
 
 def kill_group(pid: int) -> None:

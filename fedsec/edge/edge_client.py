@@ -171,6 +171,13 @@ async def send_call(
         return False
 
     stream = stub.forward(_messages(call, prove_call(keys, call) if proof is None else proof, body, may_go_on), timeout=timeout_s)
+    try:
+        return await _answer(stream, call, keys)
+    finally:
+        stream.cancel()  # of a call that has ended it ends nothing; of one that is left, its sending too
+
+
+async def _answer(stream: Any, call: Call, keys: SessionKeys) -> Answer:
     first: Any = None
     collected: list[bytes | memoryview] = []
     size = 0

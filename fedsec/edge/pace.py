@@ -10,11 +10,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
+
 from fedsec.edge.refusal import Reason, Refused
+from fedsec.edge.service import GO_AHEAD
 
 CONTENDED_BYTES_PER_S = 1024 * 1024
 """A body that comes at least so fast is never let go for another."""
@@ -63,24 +66,38 @@ class PacedReader:
         self._waiting: asyncio.Timeout | None = None
         self._gone = False
 
+    async def go_ahead(self) -> None:
+        """Tell the caller that the rest of the body may come.
+
+        Raises:
+            Refused: it does not take that in time, was let go for another, or is gone.
+        """
+        try:
+            await self._in_time(lambda: self._context.send_initial_metadata(((GO_AHEAD, "1"),)))
+        except grpc.aio.BaseError:
+            raise Refused(Reason.MALFORMED, "the caller went away before its body came") from None
+
     async def read(self) -> Any:
         """The next message.
 
         Raises:
             Refused: it comes too slowly, or was let go for another.
         """
+        message = await self._in_time(self._context.read)
+        self.pace.came += _size(message)
+        return message
+
+    async def _in_time(self, call: Callable[[], Awaitable[Any]]) -> Any:
         wait_s = min(self._pause_s, self.pace.left_s(self._monotonic()))
         if self._gone or wait_s <= 0:
             raise self._refused()
         try:
             async with asyncio.timeout(wait_s) as self._waiting:
-                message = await self._context.read()
+                return await call()
         except TimeoutError:
             raise self._refused() from None
         finally:
             self._waiting = None
-        self.pace.came += _size(message)
-        return message
 
     def let_go(self) -> None:
         """End it, now."""

@@ -45,6 +45,7 @@ FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 30.0
 STEADY_S = 60.0
 GRACE_S = 6.0
+LAST_WORDS_S = 1.0
 READY_S = 60.0
 LOG_BYTES = 8 * 1024 * 1024
 LOG_BACKUPS = 3
@@ -235,7 +236,7 @@ class Service:
                 self.on_change()
                 await asyncio.sleep(wait_s)
         finally:
-            await self._end()
+            await self._end(writer)
             writer.close()
 
     async def _run_once(self, writer: logging.Handler) -> None:
@@ -257,10 +258,18 @@ class Service:
         log.warning("%s ended with status %s; see %s", self.name, code, self.log_file)
         self.process = None
 
-    async def _end(self) -> None:
+    async def _end(self, writer: logging.Handler) -> None:
+        """What it says last is in the log too."""
         process, self.process = self.process, None
-        if process is not None:
+        if process is None:
+            return
+        assert process.stdout is not None
+        last_words = asyncio.create_task(_pump(process.stdout, writer))
+        try:
             await end_group(process, signal.SIGTERM, GRACE_S)
+            await asyncio.wait({last_words}, timeout=LAST_WORDS_S)  # a grandchild of another session may hold the pipe for ever
+        finally:
+            last_words.cancel()
 
 
 def _identity_of(user: str) -> dict[str, Any]:

@@ -5,7 +5,8 @@
 2. Clients compute with one numeric thread and see the run config, as on the local engine; their node config is Flower's.
 3. Ray is started by us: no dashboard, no usage reports, no look at a network, a folder of its own that goes with it. ``RAY_ADDRESS``
    names a cluster to use instead.
-4. However the run ends, the processes that Ray started for it are gone, and Ray does not start by itself in this process any more.
+4. However the run ends, the processes that Ray started for it are gone, and Ray does not start by itself in this process
+   any more, if it was imported here for the first time.
 """
 
 from __future__ import annotations

@@ -219,6 +219,33 @@ class TestChildren:
         asyncio.run(story())
         assert (tmp_path / "child.log").read_text().splitlines()[:2] == ["line one 100% {x}"] * 2
 
+    @pytest.mark.parametrize(
+        "code",
+        [
+            "import signal, sys, time\n"  # noqa: ISC004
+            "def last(*_): print('a last word\\n' * 20000, flush=True); sys.exit(0)\n"
+            "signal.signal(signal.SIGTERM, last)\nprint('up', flush=True)\ntime.sleep(600)\n",
+            "import subprocess, time\n"  # noqa: ISC004
+            "subprocess.Popen(['sleep', '20'], start_new_session=True)\nprint('up', flush=True)\ntime.sleep(600)\n",
+        ],
+    )
+    def test_ended_in_time_whatever_is_left_in_its_output(self, tmp_path, code):
+        """Nobody reads the pipe any more, or a grandchild of another session holds it open: that the process is gone counts."""
+
+        async def story():
+            service = self.service(tmp_path, code)
+            task = asyncio.create_task(service.keep())
+            log = tmp_path / "child.log"
+            await until(lambda: log.exists() and log.read_text().strip())
+            began = time.monotonic()
+            task.cancel()
+            await asyncio.wait({task}, timeout=8)
+            assert task.done()
+            assert time.monotonic() - began < 5
+            assert log.read_text().count("a last word") == (20000 if "last" in code else 0)
+
+        asyncio.run(story())
+
     def test_ended_with_its_grandchildren_even_if_it_will_not(self, tmp_path, monkeypatch):
         monkeypatch.setattr(superlink, "GRACE_S", 0.5)
         code = (

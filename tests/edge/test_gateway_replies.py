@@ -963,6 +963,23 @@ class TestDisk:
                 known.check_object(7, 1, f"{5:064x}")
 
 
+class Replay:
+    """A stub, and its stream, that gives what it was told to, whatever is asked."""
+
+    def __init__(self, messages):
+        self._messages, self.left = messages, 0
+
+    def forward(self, _requests, timeout=None):
+        return self
+
+    async def __aiter__(self):
+        for message in self._messages:
+            yield message
+
+    def cancel(self):
+        self.left += 1
+
+
 def test_answers_of_two_calls_swapped_and_repeated_and_cut_are_not_believed(tmp_path):
     """Whoever stands between, or another server with a good certificate, cannot give one call another call's answer."""
     from fedsec.edge import edge_pb2
@@ -985,21 +1002,15 @@ def test_answers_of_two_calls_swapped_and_repeated_and_cut_are_not_believed(tmp_
                 head = edge_pb2.ForwardRequest(**vars(one), proof=prove_call(keys, one), chunk=request)
                 return [message async for message in agent.stub.forward(iter([head]))]
 
-            class Replay:
-                """A stub that gives what it was told to, whatever is asked."""
-
-                def __init__(self, messages):
-                    self._messages = messages
-
-                async def forward(self, _requests, timeout=None):  # noqa: ASYNC109 - as gRPC's
-                    for message in self._messages:
-                        yield message
-
             first, second = call(), call()
             got, other = await record(first), await record(second)
 
-            def believed(one, messages, used=keys):
-                return send_call(Replay(messages), one, used, request)
+            async def believed(one, messages, used=keys):
+                stream = Replay(messages)
+                try:
+                    return await send_call(stream, one, used, request)
+                finally:
+                    assert stream.left == 1  # a call that is not believed is not left open, with its sender waiting
 
             assert (await believed(first, got)).body == answer
             flipped = bytearray(got[1])

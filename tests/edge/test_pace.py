@@ -3,6 +3,7 @@
 import asyncio
 from types import SimpleNamespace
 
+import grpc
 import pytest
 
 from fedsec.edge.limits import Limiter, Limits
@@ -74,6 +75,35 @@ def test_silence_is_cut_in_real_time():
     asyncio.run(story())
 
 
+def test_a_caller_that_takes_no_go_ahead_holds_no_room():
+    """It announced a large body and stopped reading its line: gRPC's sending waits, and the body is cut as one that does not come."""
+
+    async def story():
+        loop = asyncio.get_running_loop()
+        deaf = SimpleNamespace(send_initial_metadata=lambda _: asyncio.sleep(60))
+        reader = PacedReader(deaf, pace(begun=loop.time(), grace_s=0.2), 10.0, loop.time)
+        with pytest.raises(Refused, match="too slowly"):
+            await reader.go_ahead()
+        reader = PacedReader(deaf, pace(begun=loop.time()), 10.0, loop.time)
+        waiting = asyncio.create_task(reader.go_ahead())
+        await asyncio.sleep(0.05)
+        reader.let_go()
+        with pytest.raises(Refused, match="came the slowest"):
+            await waiting
+
+    asyncio.run(story())
+
+
+def test_a_caller_that_is_gone_when_it_may_go_on_is_refused_with_a_reason_for_the_log():
+    async def gone(_):
+        raise grpc.aio.InternalError("the batch failed")
+
+    reader = PacedReader(SimpleNamespace(send_initial_metadata=gone), pace(), 10.0, lambda: 0.0)
+    with pytest.raises(Refused) as caught:
+        asyncio.run(reader.go_ahead())
+    assert caught.value.reason is Reason.MALFORMED
+
+
 def test_when_room_is_short_the_slowest_of_the_slow_is_let_go_and_a_decent_one_never():
     """Four clients together announce all the room there is, and keep the least rate: each would hold its quarter for an hour."""
 
@@ -110,7 +140,7 @@ def test_when_room_is_short_the_slowest_of_the_slow_is_let_go_and_a_decent_one_n
 
 
 def test_what_was_let_go_reads_no_more():
-    reader = PacedReader(SimpleNamespace(), pace(), 10.0, lambda: 0.0)
+    reader = PacedReader(SimpleNamespace(read=None), pace(), 10.0, lambda: 0.0)
     reader.let_go()
     with pytest.raises(Refused, match="came the slowest"):
         asyncio.run(reader.read())
