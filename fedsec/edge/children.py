@@ -130,7 +130,7 @@ async def end_group(process: asyncio.subprocess.Process, ask: signal.Signals, gr
 
     The exit status is looked at again and again. ``process.wait()`` returns when the pipes are closed too, which a full one that nobody reads, or
     a grandchild in a session of its own, puts off for ever. And this runs in tasks that are being cancelled, where ``asyncio.timeout`` raises
-    ``CancelledError`` instead of ``TimeoutError`` up to Python 3.11.2, which is Debian 12's, and ``wait_for`` can swallow a cancellation in all of 3.11.
+    ``CancelledError`` instead of ``TimeoutError`` in Python 3.11.2, which is Debian 12's, and ``wait_for`` can swallow a cancellation in all of 3.11.
 
     Args:
         process: leads a group of its own.

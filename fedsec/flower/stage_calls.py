@@ -6,14 +6,13 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from fedsec.errors import PeerError
 from fedsec.flower.exchange import exchange
 from fedsec.flower.records import RoundRequest
+from fedsec.flower.secure_outcome import Sum
 from fedsec.flower.secure_records import make_stage_request, read_reply, stage_type
 from fedsec.flower.tally import Tally
 from fedsec.plan.model import Plan
@@ -23,8 +22,6 @@ from fedsec.secagg.group import GroupServer
 from fedsec.secagg.labels import Phase
 from fedsec.secagg.server import CohortServer
 from fedsec.signing import Signer
-
-Sum = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -17,8 +17,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 from flwr.serverapp import Grid
 
 from fedsec.defence import Defence
@@ -44,8 +42,6 @@ from fedsec.secagg.opening import Opened
 from fedsec.secagg.server import CohortServer
 from fedsec.signing import Signer, VerificationCache, Verify
 from fedsec.translog.log import TransparencyLog
-
-Sum = npt.NDArray[np.float64]
 
 JUDGED = "judged.json"
 """Beside the saved groups: what the rule said of the round."""
